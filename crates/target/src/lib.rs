@@ -1,0 +1,8 @@
+//! The front ends: sessions of hosts over iSCSI and NBD, and the SCSI device server behind the former.
+//!
+//! The way of a write through this crate: `iscsi` or `nbd` (session) -> `scsi` (device server, iSCSI only) -> [`lun::Lun`].
+//! What is behind a [`lun::Lun`] this crate's front ends do not know.
+pub mod iscsi;
+pub mod lun;
+pub mod nbd;
+pub mod scsi;
