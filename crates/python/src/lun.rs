@@ -1,0 +1,52 @@
+//! A disk that a front end can export.
+
+use playhead_target::{
+    lun::{LunIdentity, LunRef},
+    splitter,
+};
+use pyo3::prelude::*;
+use uuid::Uuid;
+
+/// A volume of production or of an image, ready to be exported. Opaque to Python but for who it is.
+#[pyclass(frozen, module = "playhead._native")]
+pub(crate) struct Lun {
+    pub(crate) inner: LunRef,
+}
+
+impl Lun {
+    /// Puts `volume` behind the array-based splitter.
+    pub(crate) fn new(volume: playhead_journal::Volume, uuid: Uuid, name: String) -> Self {
+        Self {
+            inner: splitter::lun(
+                volume,
+                LunIdentity {
+                    uuid: *uuid.as_bytes(),
+                    name,
+                },
+            ),
+        }
+    }
+}
+
+#[pymethods]
+impl Lun {
+    #[getter]
+    fn name(&self) -> &str {
+        &self.inner.identity().name
+    }
+
+    #[getter]
+    fn uuid(&self) -> String {
+        Uuid::from_bytes(self.inner.identity().uuid).to_string()
+    }
+
+    #[getter]
+    fn block_count(&self) -> u64 {
+        self.inner.block_count()
+    }
+
+    #[getter]
+    fn read_only(&self) -> bool {
+        self.inner.read_only()
+    }
+}
