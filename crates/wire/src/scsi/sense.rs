@@ -1,0 +1,237 @@
+//! Sense data: why a command did not end in GOOD (SPC-4 4.5).
+
+/// Sense keys (SPC-4 table 41).
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[repr(u8)]
+pub enum Key {
+    /// Nothing to report.
+    NoSense = 0x0,
+    /// The logical unit cannot be accessed now.
+    NotReady = 0x2,
+    /// The medium failed.
+    MediumError = 0x3,
+    /// Something other than the medium failed.
+    HardwareError = 0x4,
+    /// The command or its parameters are wrong.
+    IllegalRequest = 0x5,
+    /// Something happened that the initiator must know before going on.
+    UnitAttention = 0x6,
+    /// Writing is forbidden.
+    DataProtect = 0x7,
+    /// The command was aborted; it may be tried again.
+    AbortedCommand = 0xb,
+    /// Source and medium differ.
+    Miscompare = 0xe,
+}
+
+/// Where the faulty field is (SPC-4 4.5.2.4.2).
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct FieldPointer {
+    /// In the CDB; else in the parameter data.
+    pub in_cdb: bool,
+    /// Byte of the field's most significant part.
+    pub byte: u16,
+    /// Its most significant bit, if the field is smaller than a byte.
+    pub bit: Option<u8>,
+}
+
+/// One report.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Sense {
+    /// Sense key.
+    pub key: Key,
+    /// Additional sense code and its qualifier, as 0xAAQQ.
+    pub code: u16,
+    /// INFORMATION: an LBA or an offset, as the command defines it.
+    pub information: Option<u64>,
+    /// For ILLEGAL REQUEST.
+    pub field: Option<FieldPointer>,
+}
+
+/// Bytes of fixed format sense data as sent here.
+pub const FIXED_LEN: usize = 18;
+
+macro_rules! senses {
+    ($($(#[$doc:meta])* $name:ident = $key:ident, $code:literal;)*) => {
+        impl Sense {
+            $($(#[$doc])* pub const $name: Sense = Sense::new(Key::$key, $code);)*
+        }
+    };
+}
+
+senses! {
+    /// Nothing to report.
+    NONE = NoSense, 0x0000;
+    /// The logical unit does not support this operation code.
+    INVALID_OPCODE = IllegalRequest, 0x2000;
+    /// Blocks beyond the end.
+    LBA_OUT_OF_RANGE = IllegalRequest, 0x2100;
+    /// A field of the CDB; point at it with [`Sense::in_cdb`].
+    INVALID_FIELD_IN_CDB = IllegalRequest, 0x2400;
+    /// No such logical unit.
+    LUN_NOT_SUPPORTED = IllegalRequest, 0x2500;
+    /// A field of the parameter list; point at it with [`Sense::in_parameters`].
+    INVALID_FIELD_IN_PARAMETERS = IllegalRequest, 0x2600;
+    /// The parameter list ends too early.
+    PARAMETER_LIST_LENGTH = IllegalRequest, 0x1a00;
+    /// RELEASE of a registration that is not the holder's kind.
+    INVALID_RELEASE = IllegalRequest, 0x2604;
+    /// No room for another registration.
+    INSUFFICIENT_REGISTRATION_RESOURCES = IllegalRequest, 0x5504;
+    /// Saving parameters is not supported.
+    SAVING_NOT_SUPPORTED = IllegalRequest, 0x3900;
+    /// The initiator's data does not have the length the command needs.
+    INVALID_INFORMATION_UNIT = AbortedCommand, 0x0e03;
+    /// The logical unit is gone.
+    NOT_READY = NotReady, 0x0400;
+    /// Stopped by START STOP UNIT.
+    NEEDS_START = NotReady, 0x0402;
+    /// A read failed.
+    UNRECOVERED_READ = MediumError, 0x1100;
+    /// A write failed.
+    WRITE_ERROR = MediumError, 0x0c00;
+    /// The logical unit is read-only.
+    WRITE_PROTECTED = DataProtect, 0x2700;
+    /// Write-protected by the mode page's SWP bit.
+    SOFTWARE_WRITE_PROTECTED = DataProtect, 0x2702;
+    /// No space for the write.
+    SPACE_ALLOCATION_FAILED = DataProtect, 0x2707;
+    /// The data compared differs.
+    MISCOMPARE = Miscompare, 0x1d00;
+    /// Data of a sequence is missing or was damaged on the way (RFC 7143 11.4.7.2).
+    PROTOCOL_SERVICE_CRC = AbortedCommand, 0x4705;
+    /// More unsolicited data than agreed (RFC 7143 11.4.7.2).
+    UNEXPECTED_UNSOLICITED_DATA = AbortedCommand, 0x0c0c;
+    /// Not enough unsolicited data (RFC 7143 11.4.7.2).
+    NOT_ENOUGH_UNSOLICITED_DATA = AbortedCommand, 0x0c0d;
+    /// An internal fault.
+    INTERNAL_FAILURE = HardwareError, 0x4400;
+    /// Power on or reset.
+    POWER_ON = UnitAttention, 0x2900;
+    /// The logical unit was reset.
+    BUS_DEVICE_RESET = UnitAttention, 0x2903;
+    /// Mode parameters were changed by someone else.
+    MODE_PARAMETERS_CHANGED = UnitAttention, 0x2a01;
+    /// A reservation was preempted.
+    RESERVATIONS_PREEMPTED = UnitAttention, 0x2a03;
+    /// A reservation was released.
+    RESERVATIONS_RELEASED = UnitAttention, 0x2a04;
+    /// A registration was preempted.
+    REGISTRATIONS_PREEMPTED = UnitAttention, 0x2a05;
+    /// The capacity is another one.
+    CAPACITY_CHANGED = UnitAttention, 0x2a09;
+    /// Tasks were cleared by another initiator.
+    COMMANDS_CLEARED = UnitAttention, 0x2f00;
+    /// The list of logical units is another one.
+    REPORTED_LUNS_CHANGED = UnitAttention, 0x3f0e;
+}
+
+impl Sense {
+    /// A report with neither information nor pointer.
+    pub const fn new(key: Key, code: u16) -> Sense {
+        Sense {
+            key,
+            code,
+            information: None,
+            field: None,
+        }
+    }
+
+    /// INVALID FIELD IN CDB, pointing at `byte` and, for a field smaller than a byte, its highest bit.
+    pub const fn in_cdb(byte: u16, bit: Option<u8>) -> Sense {
+        let mut sense = Sense::INVALID_FIELD_IN_CDB;
+        sense.field = Some(FieldPointer {
+            in_cdb: true,
+            byte,
+            bit,
+        });
+        sense
+    }
+
+    /// INVALID FIELD IN PARAMETER LIST, pointing at `byte`.
+    pub const fn in_parameters(byte: u16) -> Sense {
+        let mut sense = Sense::INVALID_FIELD_IN_PARAMETERS;
+        sense.field = Some(FieldPointer {
+            in_cdb: false,
+            byte,
+            bit: None,
+        });
+        sense
+    }
+
+    /// The same report with INFORMATION.
+    #[must_use]
+    pub const fn with_information(mut self, information: u64) -> Sense {
+        self.information = Some(information);
+        self
+    }
+
+    fn key_specific(&self) -> Option<[u8; 3]> {
+        self.field.map(|field| {
+            let [high, low] = field.byte.to_be_bytes();
+            let bit = field.bit.map_or(0, |bit| 0x08 | bit & 7);
+            [0x80 | if field.in_cdb { 0x40 } else { 0 } | bit, high, low]
+        })
+    }
+
+    /// Appends the report, in descriptor format (SPC-4 4.5.2) or fixed format (SPC-4 4.5.3).
+    pub fn emit(&self, descriptor_format: bool, out: &mut Vec<u8>) {
+        let [asc, ascq] = self.code.to_be_bytes();
+        if !descriptor_format {
+            let mut fixed = [0; FIXED_LEN];
+            fixed[0] = 0x70;
+            fixed[2] = self.key as u8;
+            fixed[7] = (FIXED_LEN - 8) as u8;
+            fixed[12] = asc;
+            fixed[13] = ascq;
+            // INFORMATION has 32 bits here; a larger value leaves VALID at zero.
+            if let Some(information) = self.information.and_then(|i| u32::try_from(i).ok()) {
+                fixed[0] |= 0x80;
+                fixed[3..7].copy_from_slice(&information.to_be_bytes());
+            }
+            if let Some(pointer) = self.key_specific() {
+                fixed[15..18].copy_from_slice(&pointer);
+            }
+            out.extend_from_slice(&fixed);
+            return;
+        }
+        let start = out.len();
+        out.extend_from_slice(&[0x72, self.key as u8, asc, ascq, 0, 0, 0, 0]);
+        if let Some(information) = self.information {
+            out.extend_from_slice(&[0x00, 0x0a, 0x80, 0x00]);
+            out.extend_from_slice(&information.to_be_bytes());
+        }
+        if let Some([a, b, c]) = self.key_specific() {
+            out.extend_from_slice(&[0x02, 0x06, 0, 0, a, b, c, 0]);
+        }
+        out[start + 7] = (out.len() - start - 8) as u8;
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn fixed_format_has_its_fields_in_place() {
+        let mut out = Vec::new();
+        Sense::in_cdb(2, Some(5)).emit(false, &mut out);
+        assert_eq!(out.len(), FIXED_LEN);
+        assert_eq!((out[0], out[2], out[12], out[13]), (0x70, 5, 0x24, 0));
+        assert_eq!(out[15..18], [0x80 | 0x40 | 0x08 | 5, 0, 2]);
+    }
+
+    #[test]
+    fn information_makes_fixed_format_valid_and_has_a_descriptor_of_its_own() {
+        let sense = Sense::MISCOMPARE.with_information(1000);
+        let mut fixed = Vec::new();
+        sense.emit(false, &mut fixed);
+        assert_eq!(fixed[0], 0xf0);
+        assert_eq!(fixed[3..7], 1000u32.to_be_bytes());
+        let mut descriptor = Vec::new();
+        sense.emit(true, &mut descriptor);
+        assert_eq!(descriptor[..2], [0x72, 0x0e]);
+        assert_eq!(descriptor[7], 12);
+        assert_eq!(descriptor[8..12], [0, 0x0a, 0x80, 0]);
+    }
+}
