@@ -1,0 +1,95 @@
+"""What the VM tests share: one guest, one appliance.
+
+`PLAYHEAD_VM_APPLIANCE` chooses the storage under test: `playhead` (the default) or `peers`, other people's servers.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Generator, Iterator
+from pathlib import Path
+
+import pytest
+
+from .appliance import Appliance
+from .machine import Machine
+from .peers import PeerAppliance
+
+FAILED = pytest.StashKey[bool]()
+
+# What the guest's kernel says at level warning or worse without anybody having done wrong.
+EXPECTED_OF_THE_KERNEL = (
+    # A unit attention that every target owes a new session (SAM-5 5.14, 29h/00h), and that Linux logs as a warning.
+    "Power-on or device reset occurred",
+    # nbd-client -d.
+    "shutting down sockets",
+)
+
+
+class Guest:
+    """Keeps one machine for all tests, until one fails: what that one left attached would spoil the next."""
+
+    def __init__(self) -> None:
+        self._machine: Machine | None = None
+
+    def machine(self) -> Machine:
+        """The running machine, booted if need be."""
+        if self._machine is None:
+            self._machine = Machine().__enter__()
+        return self._machine
+
+    def drop(self) -> None:
+        """Ends the machine."""
+        if self._machine is not None:
+            self._machine.close()
+            self._machine = None
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport(
+    item: pytest.Item,
+) -> Generator[None, pytest.TestReport, pytest.TestReport]:
+    """Remembers on the test that it failed, for the fixtures' teardown."""
+    report = yield
+    if report.failed:
+        item.stash[FAILED] = True
+    return report
+
+
+@pytest.fixture(scope="session")
+def guest() -> Iterator[Guest]:
+    """The holder of the machine."""
+    holder = Guest()
+    yield holder
+    holder.drop()
+
+
+@pytest.fixture(scope="session")
+def appliance(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Appliance]:
+    """The storage under test."""
+    wanted = os.environ.get("PLAYHEAD_VM_APPLIANCE", "playhead")
+    folder: Path = tmp_path_factory.mktemp("appliance")
+    if wanted == "peers":
+        with PeerAppliance(folder) as peers:
+            yield peers
+    else:
+        pytest.fail(f"PLAYHEAD_VM_APPLIANCE is {wanted!r}; known are 'playhead' and 'peers'")
+
+
+@pytest.fixture
+def machine(request: pytest.FixtureRequest, guest: Guest, appliance: Appliance) -> Iterator[Machine]:
+    """The guest, with the demand that neither its kernel nor the appliance complains during the test."""
+    running = guest.machine()
+    running.clear_kernel_log()
+    said_before = len(appliance.complaints())
+    yield running
+    if request.node.stash.get(FAILED, False):
+        guest.drop()
+        return
+    complaints = [
+        line for line in running.kernel_complaints() if not any(expected in line for expected in EXPECTED_OF_THE_KERNEL)
+    ]
+    complaints += appliance.complaints()[said_before:]
+    if complaints:
+        guest.drop()
+        pytest.fail("complaints in the logs:\n" + "\n".join(complaints))
