@@ -1,0 +1,115 @@
+"""Playhead under test: an appliance of its own, set up through the CLI as a person would."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+from bench.paths import REPOSITORY, MissingError
+from bench.processes import cpu_seconds, start, wait_until
+from bench.server import LUN_BYTES, Server
+
+API_URL = re.compile(r"http://127\.0\.0\.1:\d+")
+
+
+class Appliance(Server):
+    """`playhead serve` on a fresh store: one group of one volume, over iSCSI and NBD."""
+
+    name = "playhead"
+
+    def launch(self) -> dict[str, str]:
+        """Starts the service, creates the volume, and takes its URLs from the CLI's JSON."""
+        store = self.directory / "store"
+        any_port = "127.0.0.1:0"
+        self._process = start(
+            [
+                *(_playhead(), "serve", "--store", str(store)),
+                *("--iscsi", any_port, "--nbd", any_port, "--api", any_port),
+            ],
+            self.log,
+        )
+        wait_until(
+            lambda: API_URL.search(self.log.read_text()) is not None, self._process, self.log
+        )
+        found = API_URL.search(self.log.read_text())
+        self._api = found[0] if found else ""
+        wait_until(self._answers, self._process, self.log)
+        self._cli("group", "create", "bench")
+        volume = self._cli("volume", "create", "bench/lun", "--size", f"{LUN_BYTES >> 30}GiB")
+        return {"iscsi": volume["iscsi_url"], "nbd": volume["nbd_url"]}
+
+    def version(self) -> str:
+        """What `playhead --version` says."""
+        done = subprocess.run(
+            [_playhead(), "--version"], capture_output=True, text=True, timeout=30, check=False
+        )
+        return done.stdout.strip() or "of this repository"
+
+    def _answers(self) -> bool:
+        try:
+            self._cli("status")
+        except MissingError:
+            return False
+        return True
+
+    def _cli(self, *words: str) -> dict[str, Any]:
+        command = [_playhead(), *words, "-o", "json"]
+        done = subprocess.run(
+            command,
+            env={**os.environ, "PLAYHEAD_API": self._api},
+            capture_output=True,
+            text=True,
+            timeout=60,
+            check=False,
+        )
+        if done.returncode != 0:
+            raise MissingError(f"playhead {' '.join(words)} failed: {done.stderr.strip()}")
+        answer: dict[str, Any] = json.loads(done.stdout)
+        return answer
+
+
+class Attached(Server):
+    """A server that somebody else started and will end: its pid and URLs are given. For work on one
+    part of the path.
+    """
+
+    name = "playhead"
+
+    def __init__(self, directory: Path, pid: int, urls: list[str]) -> None:
+        super().__init__(directory)
+        self._pid = pid
+        self._urls = {url.partition("://")[0]: url for url in urls}
+
+    def launch(self) -> dict[str, str]:
+        """Nothing to start; a pid that is not there is an error now rather than in the middle."""
+        cpu_seconds(self._pid)
+        return self._urls
+
+    def version(self) -> str:
+        """Unknown: what the process runs is its owner's affair."""
+        return f"attached, {Path(f'/proc/{self._pid}/comm').read_text().strip()}"
+
+    @property
+    def pid(self) -> int:
+        """The given one."""
+        return self._pid
+
+
+def _playhead() -> str:
+    """The command: PLAYHEAD, else one beside this Python, in .venv, or on PATH."""
+    named = os.environ.get("PLAYHEAD")
+    if named:
+        return named
+    for folder in (Path(sys.executable).parent, REPOSITORY / ".venv" / "bin"):
+        if (folder / "playhead").exists():
+            return str(folder / "playhead")
+    found = shutil.which("playhead")
+    if found is None:
+        raise MissingError("playhead is not built; next: uv sync, or name the command in PLAYHEAD")
+    return found
