@@ -1,0 +1,284 @@
+//! The append end: drafts become records, in one order, each at its place in the log.
+//!
+//! Segments that a batch will need are made before its first byte is written, so that a full disk refuses the whole batch and nothing
+//! of it is in the log. A failure while writing reserved space is the medium's: the group then takes no more writes.
+
+use std::{
+    io::IoSlice,
+    sync::{atomic::Ordering, Arc},
+    time::{Duration, Instant},
+};
+
+use parking_lot::MutexGuard;
+
+use crate::{
+    error::Context,
+    group::{no_space, Inner, Log, Point, Sealing},
+    index::Entry,
+    lineage::TimelineId,
+    record::{record_bytes, Header, Opcode, HEADER_BYTES},
+    segment::{first_lsn, Segment, SEGMENT_HEADER_BYTES},
+    Error, Lsn, Result,
+};
+
+/// A record to be: everything but its place, time and timeline.
+pub(crate) struct Draft<'a> {
+    pub(crate) opcode: Opcode,
+    pub(crate) volume: u32,
+    pub(crate) lba: u64,
+    pub(crate) count: u64,
+    pub(crate) payload: &'a [u8],
+    pub(crate) payload_crc: u32,
+}
+
+impl<'a> Draft<'a> {
+    pub(crate) fn new(opcode: Opcode, volume: u32, lba: u64, count: u64, payload: &'a [u8]) -> Draft<'a> {
+        Draft { opcode, volume, lba, count, payload, payload_crc: crc32c::crc32c(payload) }
+    }
+}
+
+/// How long a write waits for housekeeping to make room before it is refused.
+const ROOM_WAIT: Duration = Duration::from_secs(20);
+/// Full segments that may wait for their index before writers wait for the keeper.
+const MAX_SEALING: usize = 64;
+
+impl Inner {
+    /// Appends `drafts` on `timeline`; returns the LSN of the first record. The caller holds the log.
+    pub(crate) fn append(
+        &self,
+        log: &mut MutexGuard<'_, Log>,
+        timeline: TimelineId,
+        drafts: &[Draft<'_>],
+    ) -> Result<Lsn> {
+        self.check_writable()?;
+        self.make_room(log, drafts)?;
+        let now = self.files.now_ns();
+        let mut first = None;
+        let mut entries: Vec<Entry> = Vec::with_capacity(drafts.len());
+        let mut rest = drafts;
+        let mut written = 0_u64;
+        let mut sealed: Vec<(Arc<Segment>, usize)> = Vec::new();
+        while !rest.is_empty() {
+            let mut offset = log.offset;
+            let fits = rest
+                .iter()
+                .take_while(|d| {
+                    offset += record_bytes(d.payload.len()) as u64;
+                    offset <= self.segment_bytes
+                })
+                .count();
+            if fits == 0 {
+                self.roll(log)?;
+                sealed.push((Arc::clone(&log.active), entries.len()));
+                continue;
+            }
+            let (now_fit, later) = rest.split_at(fits);
+            let start = log.offset;
+            written += self.write(log, timeline, now, now_fit, &mut entries)?;
+            first.get_or_insert(log.active.number * self.segment_bytes + start);
+            rest = later;
+        }
+        let end = log.active.number * self.segment_bytes + log.offset;
+        self.counters.records.fetch_add(drafts.len() as u64, Ordering::Relaxed);
+        self.counters.bytes_written.fetch_add(written, Ordering::Relaxed);
+        self.publish(&entries, &sealed, Point { lsn: end, time_ns: log.time_ns });
+        if !sealed.is_empty() {
+            self.preparer.wake();
+            self.keeper.wake();
+        }
+        Ok(first.unwrap_or(end))
+    }
+
+    fn write(
+        &self,
+        log: &mut Log,
+        timeline: TimelineId,
+        now_ns: u64,
+        drafts: &[Draft<'_>],
+        entries: &mut Vec<Entry>,
+    ) -> Result<u64> {
+        let base = log.active.number * self.segment_bytes;
+        let mut offset = log.offset;
+        let mut headers: Vec<[u8; HEADER_BYTES]> = Vec::with_capacity(drafts.len());
+        for d in drafts {
+            log.time_ns = now_ns.max(log.time_ns + 1);
+            let header = Header {
+                opcode: d.opcode,
+                lsn: base + offset,
+                time_ns: log.time_ns,
+                epoch: log.epoch,
+                timeline,
+                volume: d.volume,
+                lba: d.lba,
+                count: d.count,
+                payload_bytes: d.payload.len() as u32,
+                payload_crc: d.payload_crc,
+            };
+            headers.push(header.encode(self.seed));
+            entries.push(Entry::from(&header));
+            offset += record_bytes(d.payload.len()) as u64;
+        }
+        let mut slices: Vec<IoSlice<'_>> = Vec::with_capacity(drafts.len() * 2);
+        for (header, d) in headers.iter().zip(drafts) {
+            slices.push(IoSlice::new(header));
+            if !d.payload.is_empty() {
+                slices.push(IoSlice::new(d.payload));
+            }
+            let padding = record_bytes(d.payload.len()) - HEADER_BYTES - d.payload.len();
+            if padding > 0 {
+                slices.push(IoSlice::new(&[0; 8][..padding]));
+            }
+        }
+        let file = log.active.file(&*self.files)?;
+        file.write_at(&slices, log.offset)
+            .doing("writing", &log.active.path)
+            .inspect_err(|e| self.fail(e))?;
+        let written = offset - log.offset;
+        log.offset = offset;
+        Ok(written)
+    }
+
+    /// Goes on to the next segment, which [`Inner::make_room`] has made sure of.
+    fn roll(&self, log: &mut Log) -> Result<()> {
+        if self.segment_bytes - log.offset >= HEADER_BYTES as u64 {
+            let pad = Header {
+                opcode: Opcode::Pad,
+                lsn: log.active.number * self.segment_bytes + log.offset,
+                time_ns: log.time_ns,
+                epoch: log.epoch,
+                timeline: 0,
+                volume: crate::record::NO_VOLUME,
+                lba: 0,
+                count: 0,
+                payload_bytes: 0,
+                payload_crc: 0,
+            };
+            log.active
+                .file(&*self.files)?
+                .write_at(&[IoSlice::new(&pad.encode(self.seed))], log.offset)
+                .doing("writing", &log.active.path)
+                .inspect_err(|e| self.fail(e))?;
+        }
+        let next = log.next.pop_front().ok_or_else(|| Error::NoSpace {
+            group: self.name.clone(),
+            detail: "no segment is ready".into(),
+        })?;
+        log.active = Arc::new(next);
+        log.offset = SEGMENT_HEADER_BYTES;
+        Ok(())
+    }
+
+    /// Enters new records, of which `sealed` says where segments began, in the tables.
+    fn publish(&self, entries: &[Entry], sealed: &[(Arc<Segment>, usize)], head: Point) {
+        let mut guard = self.state.write();
+        let state = &mut *guard;
+        let mut done = 0;
+        for (segment, until) in sealed {
+            state.active.extend_from_slice(&entries[done..*until]);
+            done = *until;
+            state.seal_active(Arc::clone(segment));
+        }
+        state.active.extend_from_slice(&entries[done..]);
+        for e in entries {
+            if let (Some(m), Some(tip)) = (e.mapped(), state.tips.get_mut(&e.timeline)) {
+                tip.own.insert(e.volume, m);
+            }
+            if e.opcode == Opcode::Copy {
+                state.newest_copy = e.lsn;
+            }
+        }
+        state.head = head;
+    }
+
+    /// Sees to it that enough segments are ready for `drafts`; refuses if there is no space for them. It may let go of the log while
+    /// it waits for room, but never once it has found what it needs: what the caller then sees of the group stays so.
+    pub(crate) fn make_room(&self, log: &mut MutexGuard<'_, Log>, drafts: &[Draft<'_>]) -> Result<()> {
+        let deadline = Instant::now() + ROOM_WAIT;
+        loop {
+            self.check_writable()?;
+            let mut offset = log.offset;
+            let mut needed = 0;
+            for d in drafts {
+                let bytes = record_bytes(d.payload.len()) as u64;
+                if offset + bytes > self.segment_bytes {
+                    needed += 1;
+                    offset = SEGMENT_HEADER_BYTES;
+                }
+                offset += bytes;
+            }
+            if needed == 0 {
+                return Ok(());
+            }
+            let crowded = self.background && self.state.read().sealing.len() > MAX_SEALING;
+            if log.next.len() >= needed && !crowded {
+                return Ok(());
+            }
+            if crowded {
+                self.keeper.wake();
+            } else if !log.preparing {
+                let number = log.active.number + 1 + log.next.len() as u64;
+                match Segment::create(&*self.files, &self.dir, self.id, number, self.segment_bytes)
+                    .map_err(|e| no_space(&self.name, e))
+                {
+                    Ok(segment) => {
+                        log.next.push_back(segment);
+                        continue;
+                    }
+                    Err(e @ Error::NoSpace { .. }) if self.background => {
+                        if Instant::now() >= deadline || !self.keeper.ask_for_room() {
+                            return Err(e);
+                        }
+                    }
+                    Err(e) => return Err(e),
+                }
+            }
+            let timed_out = self.room.wait_until(log, deadline).timed_out();
+            if timed_out && crowded {
+                return Err(Error::Failed {
+                    group: self.name.clone(),
+                    cause: "the keeper does not keep up".into(),
+                });
+            }
+        }
+    }
+
+    /// Makes a segment ahead of need; what the preparer's thread does.
+    pub(crate) fn prepare(&self) {
+        let number = {
+            let mut log = self.log.lock();
+            if !log.next.is_empty() || log.preparing {
+                return;
+            }
+            // From here on nobody else makes segments, so the file is ours alone.
+            log.preparing = true;
+            log.active.number + 1
+        };
+        let made = Segment::create(&*self.files, &self.dir, self.id, number, self.segment_bytes);
+        let mut log = self.log.lock();
+        log.preparing = false;
+        match made {
+            Ok(segment) => log.next.push_back(segment),
+            Err(e) => {
+                log::warn!("group {}: the next segment cannot be made ahead: {e}", self.name);
+                self.keeper.ask_for_room();
+            }
+        }
+        self.room.notify_all();
+    }
+}
+
+impl crate::group::State {
+    /// The active segment is full: its records wait for the keeper; `next` is active now.
+    pub(crate) fn seal_active(&mut self, next: Arc<Segment>) {
+        let entries = Arc::new(std::mem::take(&mut self.active));
+        if let Some((_, segment)) = self.segments.last_key_value() {
+            self.sealing.push_back(Sealing { segment: Arc::clone(segment), entries });
+        }
+        self.segments.insert(next.number, next);
+    }
+}
+
+/// First LSN of the segment after `number`.
+pub(crate) fn next_segment_lsn(number: u64, segment_bytes: u64) -> Lsn {
+    first_lsn(number + 1, segment_bytes)
+}

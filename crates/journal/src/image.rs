@@ -1,0 +1,334 @@
+//! Images: a group's volumes as of one point. Read-only, or writable as a branch of their own that leaves history untouched.
+
+use std::sync::{
+    atomic::{AtomicBool, Ordering},
+    Arc,
+};
+
+use parking_lot::RwLockReadGuard;
+
+use crate::{
+    append::Draft,
+    group::{check_name, Group, Inner, Point, State, Tip, VolumeState},
+    index::Entry,
+    lineage::{Lineage, Span, Timeline},
+    maps::{Maps, Sizes},
+    record::{BranchPoint, Opcode, NO_VOLUME},
+    segment::place,
+    superblock::{ImageEntry, Rewind, VolumeInfo},
+    view::{Layer, View},
+    volume::Volume,
+    Error, Lsn, Result,
+};
+
+/// An open image, as the group holds it.
+pub(crate) struct ImageState {
+    pub(crate) entry: ImageEntry,
+    /// What a read-only image shows, and a writable one began from.
+    pub(crate) view: Arc<View>,
+    pub(crate) closed: AtomicBool,
+}
+
+/// An open image, as people see it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ImageInfo {
+    /// Name, unique in the group.
+    pub name: String,
+    /// The moment it shows.
+    pub point: Point,
+    /// Whether it takes writes.
+    pub writable: bool,
+    /// When it was opened, ns since the Unix epoch.
+    pub created_ns: u64,
+}
+
+/// An open image.
+#[derive(Clone)]
+pub struct Image {
+    group: Group,
+    state: Arc<ImageState>,
+}
+
+impl ImageState {
+    fn info(&self) -> ImageInfo {
+        let e = &self.entry;
+        ImageInfo { name: e.name.clone(), point: e.point, writable: e.writable, created_ns: e.created_ns }
+    }
+}
+
+impl Image {
+    /// What it is.
+    pub fn info(&self) -> ImageInfo {
+        self.state.info()
+    }
+
+    /// The volumes it shows: those the group had at its point and still has.
+    pub fn volumes(&self) -> Vec<VolumeInfo> {
+        self.shown().into_iter().map(|v| v.info.clone()).collect()
+    }
+
+    fn shown(&self) -> Vec<Arc<VolumeState>> {
+        let state = self.group.0.state.read();
+        let at = self.state.entry.point.lsn;
+        state.volumes.values().filter(|v| v.info.created_lsn <= at).cloned().collect()
+    }
+
+    /// One of its volumes.
+    pub fn volume(&self, name: &str) -> Result<Volume> {
+        let volume = self.shown().into_iter().find(|v| v.info.name == name).ok_or_else(|| {
+            Error::NotFound(format!(
+                "image {} of group {} has no volume {name}: it did not exist at that point, or is removed",
+                self.state.entry.name, self.group.0.name
+            ))
+        })?;
+        Ok(Volume::of_image(self.group.clone(), volume, Arc::clone(&self.state)))
+    }
+}
+
+impl Group {
+    /// Opens an image of the group at point `lsn` (rounded up to a record's boundary). Durable: it is there again after a restart, and
+    /// holds the trailing edge until it is closed.
+    pub fn open_image(&self, name: &str, lsn: Lsn, writable: bool) -> Result<Image> {
+        check_name("image", name)?;
+        let i = &self.0;
+        let mut control = i.control.lock();
+        if writable {
+            i.check_writable()?;
+        } else {
+            i.check_open()?;
+        }
+        if control.memory.images.iter().any(|e| e.name == name) {
+            return Err(Error::Conflict(format!(
+                "group {} has an open image {name} already: close it or choose another name",
+                i.name
+            )));
+        }
+        let point = self.point_at_lsn(lsn)?;
+        let parent = i.state.read().history.production_at(point.lsn);
+        let lineage = i.state.read().history.lineage(parent, point.lsn);
+        let view = Arc::new(i.view(lineage)?);
+        let mut entry = ImageEntry {
+            name: name.to_string(),
+            point,
+            timeline: parent,
+            writable,
+            created_ns: i.files.now_ns(),
+        };
+        // The point must survive as long as the image: what it shows becomes durable with it.
+        i.flush_inline()?;
+        let mut branch = None;
+        if writable {
+            let timeline = Timeline { id: control.memory.history.next, parent: Some(parent), at: point.lsn };
+            entry.timeline = timeline.id;
+            i.append_branch(timeline, false)?;
+            branch = Some(timeline);
+        }
+        control.update(|m| {
+            m.images.push(entry.clone());
+            if let Some(timeline) = branch {
+                m.history.timelines.insert(timeline.id, timeline);
+                m.history.next = timeline.id + 1;
+            }
+        })?;
+        let image = Arc::new(ImageState { entry, view: Arc::clone(&view), closed: AtomicBool::new(false) });
+        let mut state = i.state.write();
+        if let Some(timeline) = branch {
+            let tip = Tip { own: Maps::new(Arc::clone(&state.sizes)), under: Some(view) };
+            state.tips.insert(timeline.id, tip);
+            state.history = control.memory.history.clone();
+        }
+        state.images.insert(name.to_string(), Arc::clone(&image));
+        drop(state);
+        Ok(Image { group: self.clone(), state: image })
+    }
+
+    /// An open image.
+    pub fn image(&self, name: &str) -> Result<Image> {
+        let state = self.0.state.read();
+        let image = state
+            .images
+            .get(name)
+            .cloned()
+            .ok_or_else(|| Error::NotFound(format!("group {} has no open image {name}", self.0.name)))?;
+        Ok(Image { group: self.clone(), state: image })
+    }
+
+    /// The open images, by name.
+    pub fn images(&self) -> Vec<ImageInfo> {
+        self.0.state.read().images.values().map(|i| i.info()).collect()
+    }
+
+    /// Closes an image; its volumes are gone for hosts. What was written to a writable one is discarded.
+    pub fn close_image(&self, name: &str) -> Result<()> {
+        let i = &self.0;
+        let mut control = i.control.lock();
+        i.check_open()?;
+        let image = i
+            .state
+            .read()
+            .images
+            .get(name)
+            .cloned()
+            .ok_or_else(|| Error::NotFound(format!("group {} has no open image {name}", i.name)))?;
+        control.update(|m| {
+            m.images.retain(|e| e.name != name);
+            if image.entry.writable {
+                m.history.timelines.remove(&image.entry.timeline);
+            }
+        })?;
+        image.closed.store(true, Ordering::Release);
+        let mut state = i.state.write();
+        state.images.remove(name);
+        state.history = control.memory.history.clone();
+        if image.entry.writable {
+            state.tips.remove(&image.entry.timeline);
+            if let Some(mut cover) = state.covers.remove(&image.entry.timeline) {
+                for run in cover.clear() {
+                    run.remove(&*i.files);
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// Moves production to the state at point `lsn`, as a new branch: what came after stays reachable, and the volumes stay the same for
+    /// hosts (which must not use them meanwhile, since their caches know nothing of it). No data is moved.
+    pub fn rewind(&self, lsn: Lsn) -> Result<Rewind> {
+        let i = &self.0;
+        let mut control = i.control.lock();
+        i.check_writable()?;
+        let to = self.point_at_lsn(lsn)?;
+        let parent = i.state.read().history.production_at(to.lsn);
+        let lineage = i.state.read().history.lineage(parent, to.lsn);
+        let view = Arc::new(i.view(lineage)?);
+        // All that can fail for want of space comes before the log is held for the switch.
+        i.flush_inline()?;
+        let timeline = Timeline { id: control.memory.history.next, parent: Some(parent), at: to.lsn };
+        let payload = BranchPoint { timeline: timeline.id, parent, at: to.lsn, production: true }.encode();
+        let draft = [Draft::new(Opcode::Branch, NO_VOLUME, 0, 0, &payload)];
+        let mut log = i.log.lock();
+        let old = log.production;
+        i.make_room(&mut log, &draft)?;
+        let undo_lsn = i.state.read().head.lsn;
+        let at_lsn = i.append(&mut log, old, &draft)?;
+        // The log stays held: no write may come between the BRANCH record and the switch. The superblock is the point of no return.
+        i.flush_inline()?;
+        let rewind = Rewind { at: Point { lsn: at_lsn, time_ns: log.time_ns }, to, undo_lsn };
+        control.update(|m| {
+            m.history.timelines.insert(timeline.id, timeline);
+            m.history.next = timeline.id + 1;
+            m.history.stays.push(crate::lineage::Stay { timeline: timeline.id, since: at_lsn });
+            m.rewinds.push(rewind);
+        })?;
+        let mut state = i.state.write();
+        state.history = control.memory.history.clone();
+        state.rewinds.push(rewind);
+        let tip = Tip { own: Maps::new(Arc::clone(&state.sizes)), under: Some(view) };
+        state.tips.insert(timeline.id, tip);
+        state.tips.remove(&old);
+        drop(state);
+        log.production = timeline.id;
+        drop(log);
+        i.keeper.wake();
+        Ok(rewind)
+    }
+
+    /// Undoes the newest rewind, by another: production is again as it was just before.
+    pub fn undo_rewind(&self) -> Result<Rewind> {
+        let newest = self.0.state.read().rewinds.last().copied();
+        let rewind = newest.ok_or_else(|| {
+            Error::Conflict(format!("group {} has no rewind to undo within its window", self.0.name))
+        })?;
+        self.rewind(rewind.undo_lsn)
+    }
+
+    /// The rewinds that can still be undone, oldest first.
+    pub fn rewinds(&self) -> Vec<Rewind> {
+        self.0.state.read().rewinds.clone()
+    }
+}
+
+impl Inner {
+    fn append_branch(&self, timeline: Timeline, production: bool) -> Result<()> {
+        let parent = timeline.parent.unwrap_or(0);
+        let payload = BranchPoint { timeline: timeline.id, parent, at: timeline.at, production }.encode();
+        let mut log = self.log.lock();
+        let on = log.production;
+        self.append(&mut log, on, &[Draft::new(Opcode::Branch, NO_VOLUME, 0, 0, &payload)])?;
+        drop(log);
+        self.flush_inline().map(|_| ())
+    }
+
+    /// The state that a lineage makes up, as a view.
+    pub(crate) fn view(&self, lineage: Lineage) -> Result<View> {
+        let mut parts = Vec::new();
+        let sizes = {
+            let state = self.state.read();
+            for span in &lineage {
+                self.collect(&state, *span, &mut parts);
+            }
+            Arc::clone(&state.sizes)
+        };
+        let mut layers = Vec::new();
+        for part in parts {
+            match part {
+                Part::Run(run) => layers.push(Layer::Run(run)),
+                Part::Records(entries, span) => {
+                    let maps = maps_of(&entries, span, &sizes);
+                    layers.push(Layer::Maps(Arc::new(maps)));
+                }
+                Part::Index(index, span) => {
+                    let entries = index.entries(&*self.files, self.seed)?;
+                    let maps = maps_of(&entries, span, &sizes);
+                    layers.push(Layer::Maps(Arc::new(maps)));
+                }
+            }
+        }
+        Ok(View::new(layers))
+    }
+
+    /// What of `span` is in the log from `folded` on, newest first.
+    fn collect(&self, state: &RwLockReadGuard<'_, State>, span: Span, parts: &mut Vec<Part>) {
+        let end = span.end.min(state.head.lsn);
+        if end <= state.folded {
+            return;
+        }
+        let (cut, _) = place(end, self.segment_bytes);
+        let from = state.folded / self.segment_bytes;
+        let span = Span { timeline: span.timeline, end };
+        if state.active_number() == Some(cut) {
+            let entries: Vec<Entry> =
+                state.active.iter().filter(|e| e.timeline == span.timeline && e.lsn < end).copied().collect();
+            if !entries.is_empty() {
+                parts.push(Part::Records(Arc::new(entries), span));
+            }
+        }
+        for sealing in state.sealing.iter().rev().filter(|s| s.segment.number <= cut) {
+            parts.push(Part::Records(Arc::clone(&sealing.entries), span));
+        }
+        if let Some(index) = state.indexes.get(&cut) {
+            parts.push(Part::Index(Arc::clone(index), span));
+        }
+        if let Some(cover) = state.covers.get(&span.timeline) {
+            let mut runs = Vec::new();
+            cover.over(from, cut, &mut runs);
+            parts.extend(runs.into_iter().map(Part::Run));
+        }
+    }
+}
+
+enum Part {
+    Run(Arc<crate::run::Run>),
+    Records(Arc<Vec<Entry>>, Span),
+    Index(Arc<crate::index::SegmentIndex>, Span),
+}
+
+fn maps_of(entries: &[Entry], span: Span, sizes: &Sizes) -> Maps {
+    let mut maps = Maps::new(Arc::clone(sizes));
+    for e in entries.iter().filter(|e| e.timeline == span.timeline && e.lsn < span.end) {
+        if let Some(m) = e.mapped() {
+            maps.insert(e.volume, m);
+        }
+    }
+    maps
+}

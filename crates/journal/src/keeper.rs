@@ -1,0 +1,334 @@
+//! Housekeeping, off the path of I/O: sealing full segments, merging runs, moving the trailing edge, materialising hot views.
+
+use std::{
+    sync::{atomic::Ordering, Arc},
+    time::Duration,
+};
+
+use parking_lot::{Condvar, Mutex};
+
+use crate::{
+    append::next_segment_lsn,
+    error::Context,
+    group::{Group, Inner, Sealing},
+    index::{index_dir, SegmentIndex},
+    lineage::TimelineId,
+    maps::Maps,
+    run::{Run, RunKey},
+    segment::first_lsn,
+    Lsn, Result,
+};
+
+/// Wakes a housekeeping thread.
+#[derive(Default)]
+pub(crate) struct Signal {
+    state: Mutex<Wanted>,
+    changed: Condvar,
+}
+
+#[derive(Default)]
+struct Wanted {
+    look: bool,
+    room: bool,
+    /// The last attempt to make room found nothing to give up.
+    exhausted: bool,
+}
+
+impl Signal {
+    pub(crate) fn wake(&self) {
+        self.state.lock().look = true;
+        self.changed.notify_all();
+    }
+
+    /// Asks for the window to be shortened; `false` if that was tried and there is nothing left to give up.
+    pub(crate) fn ask_for_room(&self) -> bool {
+        let mut wanted = self.state.lock();
+        wanted.look = true;
+        wanted.room = true;
+        self.changed.notify_all();
+        !std::mem::take(&mut wanted.exhausted)
+    }
+
+    fn wait(&self, at_most: Duration) -> bool {
+        let mut wanted = self.state.lock();
+        if !wanted.look {
+            self.changed.wait_for(&mut wanted, at_most);
+        }
+        wanted.look = false;
+        std::mem::take(&mut wanted.room)
+    }
+}
+
+/// How often the keeper looks without being asked: time alone moves a window.
+const LOOK: Duration = Duration::from_secs(1);
+
+impl Group {
+    /// One round of housekeeping. With [`crate::Options::background`] the group does this by itself.
+    pub fn tend(&self) -> Result<()> {
+        self.0.check_open()?;
+        if !self.0.background {
+            self.0.prepare();
+        }
+        self.0.tend(false)
+    }
+}
+
+impl Inner {
+    /// The keeper's thread.
+    pub(crate) fn run_keeper(&self) {
+        let mut said = String::new();
+        while !self.closed.load(Ordering::Acquire) {
+            let room = self.keeper.wait(LOOK);
+            if self.closed.load(Ordering::Acquire) {
+                return;
+            }
+            match self.tend(room) {
+                Ok(()) => said.clear(),
+                Err(e) => {
+                    let text = e.to_string();
+                    if said != text {
+                        log::error!(
+                            "group {}: housekeeping failed and will be tried again: {text}",
+                            self.name
+                        );
+                        *self.alert.lock() = Some(format!("housekeeping failed: {text}"));
+                        said = text;
+                    }
+                }
+            }
+        }
+    }
+
+    /// The preparer's thread.
+    pub(crate) fn run_preparer(&self) {
+        while !self.closed.load(Ordering::Acquire) {
+            self.prepare();
+            self.preparer.wait(Duration::from_secs(3600));
+        }
+    }
+
+    pub(crate) fn tend(&self, need_room: bool) -> Result<()> {
+        let _tending = self.tending.lock();
+        if need_room {
+            self.give_up_oldest()?;
+        }
+        self.seal_all()?;
+        self.room.notify_all();
+        self.merge_all()?;
+        self.apply_policy()?;
+        self.materialise()
+    }
+
+    /// Gives every full segment its index and runs.
+    pub(crate) fn seal_all(&self) -> Result<()> {
+        loop {
+            let Some(sealing) = self.state.read().sealing.front().cloned() else { return Ok(()) };
+            self.seal(&sealing)?;
+        }
+    }
+
+    fn seal(&self, sealing: &Sealing) -> Result<()> {
+        let segment = &sealing.segment;
+        if !segment.is_settled() {
+            segment.sync(&*self.files).inspect_err(|e| self.fail(e))?;
+            segment.settled.store(true, Ordering::Release);
+        }
+        let number = segment.number;
+        let (sizes, before_ns) = {
+            let state = self.state.read();
+            let before = state.indexes.range(..number).next_back();
+            (Arc::clone(&state.sizes), before.map_or(state.edge.time_ns, |(_, i)| i.last_time_ns))
+        };
+        let index = SegmentIndex::write(
+            &*self.files,
+            &self.dir,
+            number,
+            self.seed,
+            &sealing.entries,
+            (before_ns, first_lsn(number, self.segment_bytes)),
+        )?;
+        let mut timelines: Vec<TimelineId> = sealing.entries.iter().map(|e| e.timeline).collect();
+        timelines.sort_unstable();
+        timelines.dedup();
+        // Of a discarded branch nothing can be read any more.
+        {
+            let state = self.state.read();
+            timelines.retain(|t| state.history.timelines.contains_key(t));
+        }
+        let mut runs = Vec::new();
+        for timeline in timelines {
+            let mut maps = Maps::new(Arc::clone(&sizes));
+            for e in sealing.entries.iter().filter(|e| e.timeline == timeline) {
+                if let Some(m) = e.mapped() {
+                    maps.insert(e.volume, m);
+                }
+            }
+            let key = RunKey::of_segment(number);
+            runs.push((timeline, Run::write(&*self.files, &self.dir, timeline, key, self.seed, &maps)?));
+        }
+        let dir = index_dir(&self.dir);
+        self.files.sync_dir(&dir).doing("syncing", &dir)?;
+        let mut state = self.state.write();
+        for (timeline, run) in runs {
+            let cover = state.covers.entry(timeline).or_default();
+            cover.insert(RunKey::of_segment(number), Arc::new(run));
+        }
+        state.indexes.insert(number, Arc::new(index));
+        state.sealing.pop_front();
+        drop(state);
+        self.room.notify_all();
+        Ok(())
+    }
+
+    /// Joins runs where a level is complete.
+    fn merge_all(&self) -> Result<()> {
+        let mut made = false;
+        loop {
+            let next = {
+                let state = self.state.read();
+                let from = state.folded / self.segment_bytes;
+                let sealed =
+                    state.sealing.front().map(|s| s.segment.number).or(state.active_number()).unwrap_or(from);
+                state.covers.iter().find_map(|(timeline, cover)| {
+                    let (key, parts) = cover.next_merge(from, sealed)?;
+                    Some((*timeline, key, parts, Arc::clone(&state.sizes)))
+                })
+            };
+            let Some((timeline, key, parts, sizes)) = next else { break };
+            let mut maps = Maps::new(sizes);
+            for part in parts.iter().rev() {
+                part.pour_into(&mut maps)?;
+            }
+            let run = Run::write(&*self.files, &self.dir, timeline, key, self.seed, &maps)?;
+            made = true;
+            let mut state = self.state.write();
+            match state.covers.get_mut(&timeline) {
+                Some(cover) => cover.insert(key, Arc::new(run)),
+                None => run.remove(&*self.files),
+            }
+            drop(state);
+            if self.closed.load(Ordering::Acquire) {
+                break;
+            }
+        }
+        if made {
+            // A merged run that power loss takes away is simply made again.
+            let dir = index_dir(&self.dir);
+            self.files.sync_dir(&dir).doing("syncing", &dir)?;
+        }
+        Ok(())
+    }
+
+    /// Moves the trailing edge as far as the policy asks.
+    fn apply_policy(&self) -> Result<()> {
+        let policy = *self.policy.lock();
+        let target = {
+            let state = self.state.read();
+            let mut target: Lsn = 0;
+            if let Some(window_ns) = policy.window_ns {
+                let oldest = self.files.now_ns().saturating_sub(window_ns);
+                // Whole segments whose last record is too old to keep.
+                if let Some((number, _)) =
+                    state.indexes.iter().rev().find(|(_, index)| index.last_time_ns < oldest)
+                {
+                    target = next_segment_lsn(*number, self.segment_bytes);
+                }
+            }
+            if let Some(limit_bytes) = policy.limit_bytes {
+                // Two segments always stay: the active one and one made ahead.
+                let allowed = (limit_bytes / self.segment_bytes).max(2);
+                let newest = state.active_number().unwrap_or(0);
+                if let Some(first) = (newest + 2).checked_sub(allowed) {
+                    target = target.max(first_lsn(first.min(newest), self.segment_bytes));
+                }
+            }
+            if target <= state.edge.lsn {
+                target = 0;
+            }
+            target.min(state.head.lsn)
+        };
+        if target > 0 {
+            self.trim(target, &mut |_, _| true)?;
+        }
+        let over = policy.limit_bytes.is_some_and(|limit_bytes| {
+            let state = self.state.read();
+            state.segments.len() as u64 * self.segment_bytes > limit_bytes.max(2 * self.segment_bytes)
+        });
+        let mut alert = self.alert.lock();
+        *alert = over.then(|| {
+            format!(
+                "the journal of group {} is over its limit because open images or a rewind that can be undone hold the trailing edge: close images",
+                self.name
+            )
+        });
+        Ok(())
+    }
+
+    /// The disk is full: shortens the window by an eighth of its segments, at least one.
+    fn give_up_oldest(&self) -> Result<()> {
+        let (target, before) = {
+            let state = self.state.read();
+            let first = state.edge.lsn / self.segment_bytes;
+            let newest = state.active_number().unwrap_or(first);
+            let step = ((newest - first) / 8).max(1);
+            (first_lsn((first + step).min(newest), self.segment_bytes), state.edge.lsn)
+        };
+        self.seal_all()?;
+        let edge = self.trim(target, &mut |_, _| true)?;
+        let mut wanted = self.keeper.state.lock();
+        wanted.exhausted = edge.lsn <= before;
+        drop(wanted);
+        if edge.lsn > before {
+            log::warn!(
+                "group {}: the disk is full, so the window was shortened to LSN {}",
+                self.name,
+                edge.lsn
+            );
+        }
+        self.room.notify_all();
+        Ok(())
+    }
+
+    /// Gives the tips, and images that are read much, one map each.
+    fn materialise(&self) -> Result<()> {
+        let (tips, views, sizes) = {
+            let state = self.state.read();
+            let production = state.history.production();
+            let tips: Vec<_> = state
+                .tips
+                .iter()
+                .filter_map(|(timeline, tip)| {
+                    let under = tip.under.as_ref()?;
+                    (*timeline == production || under.is_hot()).then(|| (*timeline, Arc::clone(under)))
+                })
+                .collect();
+            let views: Vec<_> =
+                state.images.values().map(|i| Arc::clone(&i.view)).filter(|v| v.is_hot()).collect();
+            (tips, views, Arc::clone(&state.sizes))
+        };
+        for view in views {
+            view.materialise(Arc::clone(&sizes))?;
+        }
+        for (timeline, under) in tips {
+            let mut poured = under.poured(Arc::clone(&sizes))?;
+            let mut state = self.state.write();
+            let sizes = Arc::clone(&state.sizes);
+            if let Some(tip) = state.tips.get_mut(&timeline) {
+                if tip.under.as_ref().is_some_and(|u| Arc::ptr_eq(u, &under)) {
+                    poured.set_sizes(sizes);
+                    tip.own.for_each(&mut |volume, m| poured.insert(volume, m));
+                    tip.own = poured;
+                    tip.under = None;
+                }
+            }
+        }
+        Ok(())
+    }
+}
+
+impl crate::group::State {
+    /// Number of the segment that is being filled.
+    pub(crate) fn active_number(&self) -> Option<u64> {
+        self.segments.last_key_value().map(|(n, _)| *n)
+    }
+}

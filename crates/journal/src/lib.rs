@@ -1,0 +1,49 @@
+//! The journal of a consistency group and everything that is read out of it.
+//!
+//! The walk of a write through this crate, top to bottom:
+//! [`group`] takes a batch of changes, gives each its place ([`record`]) in the one log ([`segment`]) and
+//! enters it in the head index ([`extents`]); sealed segments get a sorted [`run`]; an image is a [`view`] over runs;
+//! trimming folds what leaves the window into the [`base`]. What must survive but is not a record is in the [`superblock`].
+//! All of it stands on [`files`], the seam under which a test can put a medium that loses power.
+mod append;
+mod base;
+mod cover;
+pub mod error;
+mod extents;
+pub mod files;
+mod flush;
+mod fold;
+mod group;
+mod image;
+mod index;
+mod keeper;
+mod lineage;
+mod mapped;
+mod maps;
+mod open;
+mod point;
+mod read;
+pub mod reader;
+mod record;
+mod run;
+mod scan;
+mod segment;
+mod superblock;
+mod view;
+mod volume;
+
+pub use error::{Error, Result};
+pub use flush::FlushDone;
+pub use group::{
+    check_name, Bookmark, BookmarkKind, Group, NewBase, Options, Point, Policy, Recovery, Stats, Window,
+};
+pub use image::{Image, ImageInfo};
+pub use record::FORMAT;
+pub use superblock::{Rewind, VolumeInfo};
+pub use volume::{Change, Extent, Volume};
+
+/// A position in a group's log, in bytes. Point `x` is the state that every record starting before `x` has made.
+pub type Lsn = u64;
+
+/// Bytes of a logical block.
+pub const BLOCK_BYTES: usize = 512;

@@ -1,0 +1,416 @@
+//! Opening a group: what a crash left becomes a prefix of the log that holds all that was flushed.
+//!
+//! Segments that have an index were synced before it was written, so they are believed without being read; the first one without, and
+//! what follows, is scanned record by record up to the first place where none is. What lies beyond is no part of history: it is of an
+//! earlier epoch than anything written from now on, so it can never come back.
+
+use std::{
+    collections::{BTreeMap, BTreeSet, HashMap, VecDeque},
+    path::Path,
+    sync::{
+        atomic::{AtomicBool, AtomicU64},
+        Arc, OnceLock,
+    },
+    thread,
+    time::Instant,
+};
+
+use parking_lot::{Condvar, Mutex, RwLock};
+
+use crate::{
+    base::{base_dir, Base},
+    cover::Cover,
+    error::Context,
+    files::Files,
+    group::{
+        no_space, Bookmark, BookmarkKind, Counters, Group, Inner, Log, Options, Point, Policy, Recovery,
+        Sealing, State, Tip, VolumeState,
+    },
+    image::ImageState,
+    index::{index_dir, Entry, SegmentIndex},
+    lineage::TimelineId,
+    maps::Maps,
+    record::Opcode,
+    run::{Run, RunKey},
+    scan::{Found, Scan},
+    segment::{first_lsn, log_dir, place, segment_number, segment_path, Segment, SegmentNumber},
+    superblock::{Memory, Superblock},
+    Error, Lsn, Result,
+};
+
+/// The log as found.
+struct Tail {
+    segments: BTreeMap<SegmentNumber, Arc<Segment>>,
+    indexes: BTreeMap<SegmentNumber, Arc<SegmentIndex>>,
+    covers: HashMap<TimelineId, Cover>,
+    sealing: VecDeque<Sealing>,
+    active: Vec<Entry>,
+    head: Point,
+    recovery: Recovery,
+}
+
+impl Group {
+    /// Opens a group and recovers it. [`Error::Busy`] if somebody else has it open.
+    pub fn open(files: Arc<dyn Files>, dir: &Path, options: &Options) -> Result<Group> {
+        let started = Instant::now();
+        let mut control = Superblock::open(&*files, dir)?;
+        let memory = control.memory.clone();
+        let mut volumes = BTreeMap::new();
+        for info in &memory.volumes {
+            let base = Base::open(&*files, info)?;
+            let volume = VolumeState { info: info.clone(), base, removed: AtomicBool::new(false) };
+            volumes.insert(info.number, Arc::new(volume));
+        }
+        let mut tail = find_tail(&*files, dir, &memory)?;
+        tail.recovery.discarded_bytes = discard_strays(&*files, dir, &memory, &tail)?;
+        let bookmarks = bookmarks(&*files, &memory, &tail)?;
+        let newest_copy = newest_copy(&*files, &memory, &tail)?;
+        // Records written from here on are told from whatever lies beyond the end, even after further crashes.
+        control.update(|m| m.epoch += 1)?;
+        let memory = control.memory.clone();
+        let (number, offset) = place(tail.head.lsn, memory.segment_bytes);
+        let active = tail.segments.get(&number).cloned().ok_or_else(|| Error::Damaged {
+            path: segment_path(dir, number),
+            detail: "the newest segment is missing".into(),
+        })?;
+        let log = Log {
+            active,
+            offset,
+            next: VecDeque::new(),
+            preparing: false,
+            epoch: memory.epoch,
+            time_ns: tail.head.time_ns,
+            production: memory.history.production(),
+        };
+        tail.recovery.duration_ns = u64::try_from(started.elapsed().as_nanos()).unwrap_or(u64::MAX);
+        let state = State {
+            head: tail.head,
+            edge: memory.edge,
+            folded: memory.folded,
+            history: memory.history.clone(),
+            volumes,
+            sizes: Arc::default(),
+            tips: HashMap::new(),
+            segments: tail.segments,
+            active: tail.active,
+            sealing: tail.sealing,
+            indexes: tail.indexes,
+            covers: tail.covers,
+            images: BTreeMap::new(),
+            bookmarks,
+            rewinds: memory.rewinds.clone(),
+            newest_copy,
+        };
+        let inner = Arc::new(Inner {
+            files,
+            dir: dir.to_path_buf(),
+            id: memory.id,
+            name: memory.name.clone(),
+            seed: memory.seed(),
+            segment_bytes: memory.segment_bytes,
+            background: options.background,
+            folding: Mutex::new(()),
+            tending: Mutex::new(()),
+            control: Mutex::new(control),
+            log: Mutex::new(log),
+            state: RwLock::new(state),
+            durable: AtomicU64::new(memory.durable_lsn),
+            flush: Default::default(),
+            keeper: Default::default(),
+            preparer: Default::default(),
+            room: Condvar::new(),
+            policy: Mutex::new(Policy::default()),
+            alert: Mutex::new(None),
+            failure: OnceLock::new(),
+            closed: AtomicBool::new(false),
+            counters: Counters::default(),
+            recovery: tail.recovery,
+            threads: Mutex::new(Vec::new()),
+            copies: Mutex::new(VecDeque::new()),
+        });
+        inner.state.write().resized();
+        inner.restore_lines(&memory)?;
+        // A fold that a crash interrupted is finished before anything is read through it.
+        if memory.folded < memory.edge.lsn {
+            let _folding = inner.folding.lock();
+            inner.fold(memory.edge.lsn, &mut |_, _| true)?;
+        }
+        let group = Group(inner);
+        if options.background {
+            group.start_threads()?;
+        }
+        Ok(group)
+    }
+
+    fn start_threads(&self) -> Result<()> {
+        let i = &self.0;
+        type Work = (&'static str, fn(&Inner));
+        let work: [Work; 3] =
+            [("flush", Inner::run_flusher), ("keep", Inner::run_keeper), ("prep", Inner::run_preparer)];
+        for (what, run) in work {
+            let inner = Arc::clone(i);
+            let thread = thread::Builder::new()
+                .name(format!("{what} {}", i.name).chars().take(15).collect())
+                .spawn(move || run(&inner))
+                .doing("starting a thread for", &i.dir)?;
+            i.threads.lock().push(thread);
+        }
+        Ok(())
+    }
+}
+
+impl Inner {
+    /// Production's tip and the open images, as they were.
+    fn restore_lines(&self, memory: &Memory) -> Result<()> {
+        let production = memory.history.production();
+        let view = Arc::new(self.view(memory.history.lineage(production, Lsn::MAX))?);
+        {
+            let mut state = self.state.write();
+            let tip = Tip { own: Maps::new(Arc::clone(&state.sizes)), under: Some(view) };
+            state.tips.insert(production, tip);
+        }
+        for entry in &memory.images {
+            let at = if entry.writable { Lsn::MAX } else { entry.point.lsn };
+            let view = Arc::new(self.view(memory.history.lineage(entry.timeline, at))?);
+            let mut state = self.state.write();
+            if entry.writable {
+                let own = Maps::new(Arc::clone(&state.sizes));
+                state.tips.insert(entry.timeline, Tip { own, under: Some(Arc::clone(&view)) });
+            }
+            let image = ImageState { entry: entry.clone(), view, closed: AtomicBool::new(false) };
+            state.images.insert(entry.name.clone(), Arc::new(image));
+        }
+        Ok(())
+    }
+}
+
+fn find_tail(files: &dyn Files, dir: &Path, memory: &Memory) -> Result<Tail> {
+    let bytes = memory.segment_bytes;
+    let logs = log_dir(dir);
+    let present: BTreeSet<SegmentNumber> =
+        files.list(&logs).doing("listing", &logs)?.iter().filter_map(|n| segment_number(n)).collect();
+    let mut tail = Tail {
+        segments: BTreeMap::new(),
+        indexes: BTreeMap::new(),
+        covers: HashMap::new(),
+        sealing: VecDeque::new(),
+        active: Vec::new(),
+        head: memory.edge,
+        recovery: Recovery::default(),
+    };
+    let (mut number, _) = place(memory.folded, bytes);
+    // Sealed segments, as far as their indexes and runs are whole.
+    let mut runs = open_runs(files, dir, memory)?;
+    while present.contains(&number) {
+        let Some(index) = SegmentIndex::open(files, dir, number, memory.seed()) else { break };
+        if !runs_complete(files, &index, memory, &runs)? {
+            break;
+        }
+        tail.head =
+            Point { lsn: first_lsn(number + 1, bytes), time_ns: tail.head.time_ns.max(index.last_time_ns) };
+        tail.segments.insert(number, Arc::new(Segment::existing(dir, number, true)));
+        tail.indexes.insert(number, Arc::new(index));
+        number += 1;
+    }
+    for cover in runs.values_mut() {
+        cover.forget_from(number);
+    }
+    runs.retain(|_, cover| !cover.is_empty());
+    tail.covers = runs;
+    scan_tail(files, dir, memory, &present, number, &mut tail)?;
+    if tail.head.lsn < memory.durable_lsn {
+        return Err(Error::Damaged {
+            path: segment_path(dir, tail.head.lsn / bytes),
+            detail: format!(
+                "the log of group {} ends at LSN {} but was durable up to {}: records that were flushed are lost; run playhead journal verify, and restore the group from a copy",
+                memory.name, tail.head.lsn, memory.durable_lsn
+            ),
+        });
+    }
+    Ok(tail)
+}
+
+fn open_runs(files: &dyn Files, dir: &Path, memory: &Memory) -> Result<HashMap<TimelineId, Cover>> {
+    let indexes = index_dir(dir);
+    let mut covers: HashMap<TimelineId, Cover> = HashMap::new();
+    let (first, _) = place(memory.folded, memory.segment_bytes);
+    for name in files.list(&indexes).doing("listing", &indexes)? {
+        let Some((timeline, key)) = RunKey::parse(&name) else { continue };
+        if key.segments().1 <= first || !memory.history.timelines.contains_key(&timeline) {
+            let _ = files.remove(&indexes.join(&name));
+            continue;
+        }
+        match Run::open(files, dir, timeline, key, memory.seed()) {
+            Ok(run) => covers.entry(timeline).or_default().insert(key, Arc::new(run)),
+            Err(e) => log::warn!("group {}: {e}; it is rebuilt", memory.name),
+        }
+    }
+    Ok(covers)
+}
+
+/// Whether every timeline that has records in the segment, and can still be read, has its run of it. The index says which have.
+fn runs_complete(
+    files: &dyn Files,
+    index: &SegmentIndex,
+    memory: &Memory,
+    covers: &HashMap<TimelineId, Cover>,
+) -> Result<bool> {
+    let key = RunKey::of_segment(index.number);
+    let timelines = match &index.timelines {
+        Some(timelines) => timelines.clone(),
+        None => {
+            let Ok(entries) = index.entries(files, memory.seed()) else { return Ok(false) };
+            let all: BTreeSet<TimelineId> = entries.iter().map(|e| e.timeline).collect();
+            all.into_iter().collect()
+        }
+    };
+    Ok(timelines
+        .iter()
+        .filter(|t| memory.history.timelines.contains_key(t))
+        .all(|t| covers.get(t).is_some_and(|c| c.contains(key))))
+}
+
+fn scan_tail(
+    files: &dyn Files,
+    dir: &Path,
+    memory: &Memory,
+    present: &BTreeSet<SegmentNumber>,
+    first: SegmentNumber,
+    tail: &mut Tail,
+) -> Result<()> {
+    let bytes = memory.segment_bytes;
+    let mut epochs = (0, memory.epoch);
+    let mut number = first;
+    loop {
+        let segment = Segment::existing(dir, number, false);
+        let usable = present.contains(&number) && segment.check(files, memory.id, bytes).is_ok();
+        if !usable {
+            if present.contains(&number) && number == first {
+                // A newer format must be refused, not overwritten.
+                if let Err(e @ Error::NewerFormat { .. }) = segment.check(files, memory.id, bytes) {
+                    return Err(e);
+                }
+            }
+            // The log ends at the end of the segment before: nothing was ever written here.
+            let made = Segment::create(files, dir, memory.id, number, bytes)
+                .map_err(|e| no_space(&memory.name, e))?;
+            if first_lsn(number, bytes) < memory.durable_lsn {
+                let _ = files.remove(&made.path);
+                return Err(Error::Damaged {
+                    path: segment_path(dir, number),
+                    detail: format!(
+                        "the segment is missing or not valid, but group {} was durable up to LSN {}: restore it from a copy",
+                        memory.name, memory.durable_lsn
+                    ),
+                });
+            }
+            tail.segments.insert(number, Arc::new(made));
+            tail.head.lsn = first_lsn(number, bytes).max(tail.head.lsn);
+            return Ok(());
+        }
+        let file = Arc::clone(segment.file(files)?);
+        let mut scan = Scan::new((file, segment.path.clone()), number, bytes, memory.seed(), epochs);
+        let mut entries = Vec::new();
+        let full = loop {
+            match scan.next()? {
+                Found::Record(header) => {
+                    tail.recovery.records_scanned += 1;
+                    tail.head.time_ns = tail.head.time_ns.max(header.time_ns);
+                    entries.push(Entry::from(&header));
+                }
+                Found::SegmentEnd => break true,
+                Found::Nothing(_) => break false,
+            }
+        };
+        epochs = scan.epochs;
+        tail.recovery.bytes_scanned += scan.offset;
+        let segment = Arc::new(segment);
+        tail.segments.insert(number, Arc::clone(&segment));
+        if !full {
+            tail.head.lsn = number * bytes + scan.offset;
+            tail.active = entries;
+            return Ok(());
+        }
+        tail.sealing.push_back(Sealing { segment, entries: Arc::new(entries) });
+        number += 1;
+        tail.head.lsn = first_lsn(number, bytes);
+    }
+}
+
+/// Removes what is no part of the group: segments beyond the end or below the fold, half-written and stale indexes.
+fn discard_strays(files: &dyn Files, dir: &Path, memory: &Memory, tail: &Tail) -> Result<u64> {
+    let mut discarded_bytes = 0;
+    let logs = log_dir(dir);
+    let last = tail.segments.last_key_value().map_or(0, |(n, _)| *n);
+    for name in files.list(&logs).doing("listing", &logs)? {
+        match segment_number(&name) {
+            Some(n) if tail.segments.contains_key(&n) => {}
+            other => {
+                if other.is_some_and(|n| n > last) {
+                    discarded_bytes += memory.segment_bytes;
+                }
+                files.remove(&logs.join(&name)).doing("removing", &logs.join(&name))?;
+            }
+        }
+    }
+    let indexes = index_dir(dir);
+    for name in files.list(&indexes).doing("listing", &indexes)? {
+        let known = match name.strip_suffix(".idx") {
+            Some(n) => SegmentNumber::from_str_radix(n, 16).is_ok_and(|n| tail.indexes.contains_key(&n)),
+            None => match RunKey::parse(&name) {
+                Some((timeline, key)) => tail.covers.get(&timeline).is_some_and(|c| c.contains(key)),
+                None => false,
+            },
+        };
+        if !known {
+            files.remove(&indexes.join(&name)).doing("removing", &indexes.join(&name))?;
+        }
+    }
+    // A base that was made for a volume which then was not recorded.
+    let bases = base_dir(dir);
+    for name in files.list(&bases).unwrap_or_default() {
+        let path = bases.join(&name);
+        let number = name.split('-').next().and_then(|n| n.parse::<u32>().ok());
+        let wanted = memory.volumes.iter().any(|v| v.base.contains(&path));
+        if !wanted && number.is_some_and(|n| n >= memory.next_volume) {
+            files.remove(&path).doing("removing", &path)?;
+        }
+    }
+    Ok(discarded_bytes)
+}
+
+fn marked_records(files: &dyn Files, memory: &Memory, tail: &Tail, opcode: Opcode) -> Result<Vec<Entry>> {
+    let mut found = Vec::new();
+    for index in tail.indexes.values().filter(|i| i.marked) {
+        found.extend(index.entries(files, memory.seed())?.into_iter().filter(|e| e.opcode == opcode));
+    }
+    let rest = tail.sealing.iter().flat_map(|s| s.entries.iter()).chain(&tail.active);
+    found.extend(rest.filter(|e| e.opcode == opcode).copied());
+    Ok(found)
+}
+
+fn bookmarks(files: &dyn Files, memory: &Memory, tail: &Tail) -> Result<Vec<Bookmark>> {
+    let mut out = Vec::new();
+    for e in marked_records(files, memory, tail, Opcode::Bookmark)? {
+        if e.lsn < memory.edge.lsn {
+            continue;
+        }
+        let (number, offset) = place(e.lsn, memory.segment_bytes);
+        let Some(segment) = tail.segments.get(&number) else { continue };
+        let mut payload = vec![0; e.payload_bytes as usize];
+        let at = offset + crate::record::HEADER_BYTES as u64;
+        segment.file(files)?.read_at(&mut payload, at).doing("reading", &segment.path)?;
+        let Some((kind, name)) = payload.split_first() else { continue };
+        out.push(Bookmark {
+            name: String::from_utf8_lossy(name).into_owned(),
+            kind: if *kind == 1 { BookmarkKind::Application } else { BookmarkKind::Crash },
+            point: Point { lsn: e.lsn, time_ns: e.time_ns },
+        });
+    }
+    Ok(out)
+}
+
+fn newest_copy(files: &dyn Files, memory: &Memory, tail: &Tail) -> Result<Lsn> {
+    let copies = marked_records(files, memory, tail, Opcode::Copy)?;
+    Ok(copies.last().map_or(0, |e| e.lsn))
+}

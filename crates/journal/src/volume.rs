@@ -1,0 +1,332 @@
+//! A volume as its readers and writers see it: production's, or an image's.
+
+use std::sync::{atomic::Ordering, Arc};
+
+use parking_lot::MutexGuard;
+
+use crate::{
+    append::Draft,
+    extents::Kind,
+    flush::FlushDone,
+    group::{Group, Log, VolumeState},
+    image::ImageState,
+    lineage::TimelineId,
+    read::Line,
+    record::{CopySource, Opcode},
+    superblock::VolumeInfo,
+    Error, Lsn, Result, BLOCK_BYTES,
+};
+
+/// One change of a volume's blocks, as the journal records it.
+#[derive(Debug, Clone, Copy)]
+pub enum Change<'a> {
+    /// Plain data; `data.len()` is a multiple of [`BLOCK_BYTES`].
+    Write {
+        /// First block.
+        lba: u64,
+        /// The blocks' bytes.
+        data: &'a [u8],
+    },
+    /// One block repeated.
+    WriteSame {
+        /// First block.
+        lba: u64,
+        /// Blocks.
+        count: u64,
+        /// The repeated block, [`BLOCK_BYTES`] long.
+        block: &'a [u8],
+    },
+    /// Zeros that stay provisioned (mapped).
+    Zero {
+        /// First block.
+        lba: u64,
+        /// Blocks.
+        count: u64,
+    },
+    /// Zeros that are deallocated (unmapped).
+    Unmap {
+        /// First block.
+        lba: u64,
+        /// Blocks.
+        count: u64,
+    },
+}
+
+impl Change<'_> {
+    fn range(&self) -> (u64, u64) {
+        match *self {
+            Change::Write { lba, data } => (lba, (data.len() / BLOCK_BYTES) as u64),
+            Change::WriteSame { lba, count, .. }
+            | Change::Zero { lba, count }
+            | Change::Unmap { lba, count } => (lba, count),
+        }
+    }
+}
+
+/// A stretch of blocks of one allocation status.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Extent {
+    /// First block.
+    pub lba: u64,
+    /// Blocks, at least 1.
+    pub count: u64,
+    /// Whether the blocks are provisioned.
+    pub mapped: bool,
+    /// Whether the blocks are known to read as zeros.
+    pub zero: bool,
+}
+
+/// A volume of production or of an image. Cheap to clone; usable from many threads at once.
+#[derive(Clone)]
+pub struct Volume {
+    pub(crate) group: Group,
+    pub(crate) volume: Arc<VolumeState>,
+    pub(crate) line: Line,
+}
+
+impl Volume {
+    pub(crate) fn production(group: Group, volume: Arc<VolumeState>) -> Volume {
+        Volume { group, volume, line: Line::Production }
+    }
+
+    pub(crate) fn of_image(group: Group, volume: Arc<VolumeState>, image: Arc<ImageState>) -> Volume {
+        Volume { group, volume, line: Line::Image(image) }
+    }
+
+    /// What it is.
+    pub fn info(&self) -> &VolumeInfo {
+        &self.volume.info
+    }
+
+    /// Size in blocks.
+    pub fn block_count(&self) -> u64 {
+        self.volume.info.block_count
+    }
+
+    /// Whether every change is refused.
+    pub fn read_only(&self) -> bool {
+        matches!(&self.line, Line::Image(image) if !image.entry.writable)
+    }
+
+    pub(crate) fn check(&self, lba: u64, count: u64) -> Result<()> {
+        let info = &self.volume.info;
+        if lba.checked_add(count).is_none_or(|end| end > info.block_count) {
+            return Err(Error::OutOfRange {
+                volume: info.name.clone(),
+                lba,
+                count,
+                blocks: info.block_count,
+            });
+        }
+        self.check_present()
+    }
+
+    fn check_present(&self) -> Result<()> {
+        self.group.0.check_open()?;
+        if self.volume.removed.load(Ordering::Acquire) {
+            return Err(Error::Gone(format!("volume {}", self.volume.info.name)));
+        }
+        match &self.line {
+            Line::Image(image) if image.closed.load(Ordering::Acquire) => {
+                Err(Error::Gone(format!("image {}", image.entry.name)))
+            }
+            _ => Ok(()),
+        }
+    }
+
+    fn check_writable(&self) -> Result<()> {
+        if self.read_only() {
+            return Err(Error::Invalid(format!(
+                "volume {} is shown read-only: open the image as writable to change it",
+                self.volume.info.name
+            )));
+        }
+        Ok(())
+    }
+
+    /// The timeline writes go to. Asked for with the log held, since a rewind changes it.
+    fn timeline(&self, log: &MutexGuard<'_, Log>) -> Result<TimelineId> {
+        self.check_present()?;
+        Ok(match &self.line {
+            Line::Production => log.production,
+            Line::Image(image) => image.entry.timeline,
+        })
+    }
+
+    fn drafts<'a>(&self, changes: &[Change<'a>]) -> Result<Vec<Draft<'a>>> {
+        self.check_writable()?;
+        let number = self.volume.info.number;
+        let max_blocks = self.group.0.max_payload() / BLOCK_BYTES;
+        let mut drafts = Vec::with_capacity(changes.len());
+        for change in changes {
+            let (lba, count) = change.range();
+            self.check(lba, count)?;
+            match *change {
+                Change::Write { data, .. } => {
+                    if data.len() % BLOCK_BYTES != 0 {
+                        return Err(Error::Invalid(format!("{} bytes are not whole blocks", data.len())));
+                    }
+                    let mut at = lba;
+                    for piece in data.chunks(max_blocks * BLOCK_BYTES) {
+                        let blocks = (piece.len() / BLOCK_BYTES) as u64;
+                        drafts.push(Draft::new(Opcode::Write, number, at, blocks, piece));
+                        at += blocks;
+                    }
+                }
+                Change::WriteSame { block, .. } => {
+                    if block.len() != BLOCK_BYTES {
+                        return Err(Error::Invalid(format!("{} bytes are not one block", block.len())));
+                    }
+                    if count > 0 {
+                        drafts.push(Draft::new(Opcode::WriteSame, number, lba, count, block));
+                    }
+                }
+                Change::Zero { .. } if count > 0 => {
+                    drafts.push(Draft::new(Opcode::Zero, number, lba, count, &[]));
+                }
+                Change::Unmap { .. } if count > 0 => {
+                    drafts.push(Draft::new(Opcode::Unmap, number, lba, count, &[]));
+                }
+                Change::Zero { .. } | Change::Unmap { .. } => {}
+            }
+        }
+        Ok(drafts)
+    }
+
+    /// Captures `changes` in this order, all or none. On return they survive the death of the process. Returns the head behind them.
+    pub fn submit(&self, changes: &[Change<'_>]) -> Result<Lsn> {
+        let drafts = self.drafts(changes)?;
+        let mut log = self.group.0.log.lock();
+        let timeline = self.timeline(&log)?;
+        self.group.0.append(&mut log, timeline, &drafts)?;
+        Ok(log.active.number * self.group.0.segment_bytes + log.offset)
+    }
+
+    /// Compares `compare.len()` bytes at `lba` and, if they are equal, captures `write` there; atomic against every other change of
+    /// the group. `Some(offset)` is the first byte that differs; nothing was changed then (SBC-4 5.3).
+    pub fn compare_and_write(&self, lba: u64, compare: &[u8], write: &[u8]) -> Result<Option<usize>> {
+        if compare.len() != write.len() {
+            return Err(Error::Invalid("compare and write data differ in length".into()));
+        }
+        let drafts = self.drafts(&[Change::Write { lba, data: write }])?;
+        let mut log = self.group.0.log.lock();
+        // Waiting for room would let go of the log, so it comes before the comparison.
+        self.group.0.make_room(&mut log, &drafts)?;
+        let timeline = self.timeline(&log)?;
+        let mut present = vec![0; compare.len()];
+        self.read(lba, &mut present)?;
+        if let Some(offset) = present.iter().zip(compare).position(|(a, b)| a != b) {
+            return Ok(Some(offset));
+        }
+        self.group.0.append(&mut log, timeline, &drafts)?;
+        Ok(None)
+    }
+
+    /// Copies `count` blocks from `source_lba` of `source` to `lba`. Within one line of history this is one record, whatever the
+    /// length; from elsewhere, or onto itself, it becomes data. Returns the head behind it.
+    pub fn copy_from(&self, source: &Volume, source_lba: u64, lba: u64, count: u64) -> Result<Lsn> {
+        self.check_writable()?;
+        self.check(lba, count)?;
+        source.check(source_lba, count)?;
+        let same_line = Arc::ptr_eq(&self.group.0, &source.group.0) && self.line.is(&source.line);
+        let same_volume = self.volume.info.number == source.volume.info.number;
+        let overlapping = same_volume && lba < source_lba + count && source_lba < lba + count;
+        if same_line && !overlapping && count > 0 {
+            let payload = CopySource { volume: source.volume.info.number, lba: source_lba }.encode();
+            let draft = [Draft::new(Opcode::Copy, self.volume.info.number, lba, count, &payload)];
+            let mut log = self.group.0.log.lock();
+            let timeline = self.timeline(&log)?;
+            self.group.0.append(&mut log, timeline, &draft)?;
+            return Ok(log.active.number * self.group.0.segment_bytes + log.offset);
+        }
+        self.copy_data(source, source_lba, lba, count, same_line && same_volume && lba > source_lba)?;
+        Ok(self.group.head().lsn)
+    }
+
+    fn copy_data(
+        &self,
+        source: &Volume,
+        source_lba: u64,
+        lba: u64,
+        count: u64,
+        backward: bool,
+    ) -> Result<()> {
+        const STEP: u64 = 2048;
+        let mut buf = vec![0; (STEP.min(count) as usize) * BLOCK_BYTES];
+        let mut done = 0;
+        while done < count {
+            let n = STEP.min(count - done);
+            let at = if backward { count - done - n } else { done };
+            let data = &mut buf[..n as usize * BLOCK_BYTES];
+            source.read(source_lba + at, data)?;
+            self.submit(&[Change::Write { lba: lba + at, data }])?;
+            done += n;
+        }
+        Ok(())
+    }
+
+    /// Makes everything captured before this call survive power loss, then calls `done`.
+    pub fn flush_then(&self, done: FlushDone) {
+        self.group.flush_then(done);
+    }
+
+    /// Allocation status of `count` blocks from `lba`: adjoining extents in order, at most `limit` (at least 1); the answer may end early.
+    pub fn extents(&self, lba: u64, count: u64, limit: usize) -> Result<Vec<Extent>> {
+        self.check(lba, count)?;
+        let limit = limit.max(1);
+        let mut out: Vec<Extent> = Vec::new();
+        let mut at = lba;
+        let end = lba + count;
+        // Look at little where there is much to see, at more where there is little.
+        let mut step = 1_u64 << 15;
+        while at < end && out.len() <= limit {
+            let n = step.min(end - at);
+            let mut found = self.look(at, n)?;
+            found.sort_unstable_by_key(|f| f.piece.lba);
+            step = if found.len() < 64 { step.saturating_mul(8) } else { 1 << 15 };
+            for f in found {
+                let (mapped, zero) = match f.piece.loc.map(|l| l.kind()) {
+                    Some(Kind::Data | Kind::Pattern | Kind::Copy) => (true, false),
+                    Some(Kind::Zero) => (true, true),
+                    Some(Kind::Unmapped) => (false, true),
+                    None => {
+                        self.base_extents(f.piece.lba, f.piece.count, limit, &mut out)?;
+                        continue;
+                    }
+                };
+                push(&mut out, Extent { lba: f.piece.lba, count: f.piece.count, mapped, zero });
+            }
+            at += n;
+        }
+        out.truncate(limit);
+        Ok(out)
+    }
+
+    fn base_extents(&self, lba: u64, count: u64, limit: usize, out: &mut Vec<Extent>) -> Result<()> {
+        let (mut at, end) = (lba, lba + count);
+        while at < end && out.len() <= limit {
+            let block = BLOCK_BYTES as u64;
+            let (data, bytes) = self.volume.base.data_at(at * block, (end - at) * block)?;
+            // A block that is partly data is data.
+            let n = if data { bytes.div_ceil(block) } else { bytes / block };
+            let (data, n) = if n == 0 { (true, 1) } else { (data, n) };
+            let n = n.min(end - at);
+            push(out, Extent { lba: at, count: n, mapped: data, zero: !data });
+            at += n;
+        }
+        // Where we stopped early the rest is not described; what follows must not be joined over the gap.
+        if at < end {
+            push(out, Extent { lba: at, count: end - at, mapped: true, zero: false });
+        }
+        Ok(())
+    }
+}
+
+fn push(out: &mut Vec<Extent>, extent: Extent) {
+    match out.last_mut() {
+        Some(last) if last.mapped == extent.mapped && last.zero == extent.zero => {
+            last.count += extent.count;
+        }
+        _ => out.push(extent),
+    }
+}
