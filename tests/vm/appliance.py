@@ -34,15 +34,12 @@ class Appliance(Protocol):
 
     name: str
 
-    exact_under_load: bool
-    """Whether a bookmark taken while a host writes is one instant. Without it, bookmarks are only taken in silence."""
-
     def create_disk(self, name: str, size_bytes: int) -> Disk:
         """A new, empty disk, exported."""
         ...
 
     def bookmark(self, disk: Disk, name: str) -> None:
-        """Names this moment of `disk`."""
+        """Names this moment of `disk`, one instant even while a host writes."""
         ...
 
     def image(self, disk: Disk, bookmark: str, writable: bool) -> AbstractContextManager[Disk]:

@@ -14,6 +14,7 @@ import pytest
 from .appliance import Appliance
 from .machine import Machine
 from .peers import PeerAppliance
+from .playhead import PlayheadAppliance
 
 FAILED = pytest.StashKey[bool]()
 
@@ -23,6 +24,9 @@ EXPECTED_OF_THE_KERNEL = (
     "Power-on or device reset occurred",
     # nbd-client -d.
     "shutting down sockets",
+    # The host is busy and held up the emulation.
+    "hrtimer: interrupt took",
+    "perf: interrupt took too long",
 )
 
 
@@ -72,6 +76,9 @@ def appliance(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Appliance]:
     if wanted == "peers":
         with PeerAppliance(folder) as peers:
             yield peers
+    elif wanted == "playhead":
+        with PlayheadAppliance(folder) as playhead:
+            yield playhead
     else:
         pytest.fail(f"PLAYHEAD_VM_APPLIANCE is {wanted!r}; known are 'playhead' and 'peers'")
 

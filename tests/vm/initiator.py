@@ -71,7 +71,7 @@ def _iscsi(machine: Machine, disk: Disk) -> Iterator[str]:
 @contextmanager
 def _nbd(machine: Machine, disk: Disk) -> Iterator[str]:
     connect = f"nbd-client {HOST_ADDRESS} {disk.nbd_port} $device -N {disk.nbd_export}"
-    connect += " -timeout 30 -b 512 >/run/nbd-client 2>&1 || { cat /run/nbd-client; exit 1; }"
+    connect += " -timeout 30 -b 512 -C 2 >/run/nbd-client 2>&1 || { cat /run/nbd-client; exit 1; }"
     device = machine.check(
         "for device in /dev/nbd*; do\n"
         f"    nbd-client -c $device >/dev/null || {{ {connect}; echo $device; exit; }}\n"

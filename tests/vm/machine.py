@@ -188,7 +188,8 @@ class Machine:
     def _command(self, folder: Path) -> list[str]:
         # quiet: the console is emulated byte by byte and slow. Warnings still go there, for the day of no answer.
         kernel = "root=/dev/nvme0n1 rw init=/usr/local/sbin/bench-init console=ttyS0 quiet loglevel=5"
-        kernel += " panic=1 mitigations=off net.ifnames=0"
+        # On a busy host the emulation pauses for seconds; the guest's watchdogs would take that for its own fault.
+        kernel += " panic=1 mitigations=off nowatchdog tsc=reliable rcupdate.rcu_cpu_stall_suppress=1"
         drive = f"if=none,id=root,format=raw,snapshot=on,file={self._image.root}"
         agent = f"socket,id=agent,path={folder / 'agent'},server=on,wait=off"
         return [

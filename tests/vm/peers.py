@@ -1,12 +1,14 @@
 """Other people's servers as an appliance: tgtd for iSCSI and nbdkit for NBD, over the same plain files.
 
-A bookmark is a copy of the file, so it is one instant only while nobody writes.
+A bookmark is a copy of the file, made while the servers are stopped: slow and dear, but one instant.
 """
 
 from __future__ import annotations
 
 import itertools
+import os
 import shutil
+import signal
 import subprocess
 import time
 from collections.abc import Iterator
@@ -26,7 +28,6 @@ class PeerAppliance:
     """tgtd and nbdkit, started in `folder` and ended with the context."""
 
     name = "peers"
-    exact_under_load = False
 
     def __init__(self, folder: Path) -> None:
         self._folder = folder
@@ -75,9 +76,14 @@ class PeerAppliance:
         return self._export(name, size_bytes, read_only=False)
 
     def bookmark(self, disk: Disk, name: str) -> None:
-        """Copies the file. The guest must have flushed and must be silent."""
+        """Copies the file. Nothing is acknowledged meanwhile, so what hosts know of is before or after the copy."""
         kept = self._folder / f"{disk.nbd_export}@{name}"
+        for server in self._servers:
+            server.send_signal(signal.SIGSTOP)
+            os.waitid(os.P_PID, server.pid, os.WSTOPPED)
         _run(["cp", "--sparse=always", str(self._writable / disk.nbd_export), str(kept)])
+        for server in self._servers:
+            server.send_signal(signal.SIGCONT)
 
     @contextmanager
     def image(self, disk: Disk, bookmark: str, writable: bool) -> Iterator[Disk]:

@@ -1,0 +1,133 @@
+"""Playhead as the appliance: `playhead serve` on a store of its own, driven by the CLI as an operator would."""
+
+from __future__ import annotations
+
+import itertools
+import json
+import os
+import shutil
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+from urllib.parse import unquote, urlsplit
+
+from .appliance import ApplianceError, Disk, end_server, free_port, start_server
+
+START_TIMEOUT_S = 60.0
+COMMAND_TIMEOUT_S = 60.0
+
+VOLUME = "disk"
+"""Each disk is the only volume of a group of its own, so that its bookmarks and images are its own too."""
+
+
+class PlayheadAppliance:
+    """`playhead serve` with its store in `folder`, ended with the context."""
+
+    name = "playhead"
+
+    def __init__(self, folder: Path) -> None:
+        self._store = folder / "store"
+        self._log = folder / "serve.log"
+        ports = [f"127.0.0.1:{free_port()}" for _ in range(3)]
+        self._iscsi, self._nbd, self._api = ports
+        self._image_numbers = itertools.count(1)
+        self._server: subprocess.Popen[bytes] | None = None
+
+    def __enter__(self) -> PlayheadAppliance:
+        addresses = ["--iscsi", self._iscsi, "--nbd", self._nbd, "--api", self._api]
+        serve = [*_playhead(), "serve", "--store", str(self._store), *addresses]
+        self._server = start_server(serve, self._log)
+        deadline = time.monotonic() + START_TIMEOUT_S
+        while self._cli("status").returncode != 0:
+            if self._server.poll() is not None or time.monotonic() > deadline:
+                self._end()
+                raise ApplianceError(f"playhead serve did not start:\n{self._log.read_text()}")
+            time.sleep(0.1)
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self._end()
+
+    def create_disk(self, name: str, size_bytes: int) -> Disk:
+        """A new group with one sparse volume."""
+        self._do("group", "create", name)
+        return _disk(self._do("volume", "create", f"{name}/{VOLUME}", "--size", str(size_bytes)))
+
+    def bookmark(self, disk: Disk, name: str) -> None:
+        """Bookmarks the disk's group."""
+        self._do("bookmark", "create", f"{_group(disk)}/{name}")
+
+    @contextmanager
+    def image(self, disk: Disk, bookmark: str, writable: bool) -> Iterator[Disk]:
+        """Opens an image of the disk's group at the bookmark."""
+        path = f"{_group(disk)}/{bookmark}-{next(self._image_numbers)}"
+        options = ["--writable"] if writable else []
+        opened = self._do("image", "open", path, "--at", bookmark, *options)
+        yield _disk(opened["volumes"][0])
+        self._do("image", "close", path)
+
+    def complaints(self) -> list[str]:
+        """The log's lines of level WARN, ERROR or worse, as they are shown to an operator."""
+        levels = ("warn", "error", "critical")
+        lines = self._log.read_text(errors="replace").splitlines()
+        return [line for line in lines if any(level in line.lower() for level in levels)]
+
+    def _do(self, *arguments: str) -> Any:
+        """A CLI command's JSON."""
+        done = self._cli(*arguments)
+        if done.returncode != 0:
+            raise ApplianceError(f"playhead {' '.join(arguments)} gave {done.returncode}: {done.stderr}")
+        return json.loads(done.stdout or "null")
+
+    def _cli(self, *arguments: str) -> subprocess.CompletedProcess[str]:
+        return subprocess.run(
+            [*_playhead(), *arguments, "-o", "json"],
+            env={**os.environ, "PLAYHEAD_API": self._api},
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            timeout=COMMAND_TIMEOUT_S,
+            text=True,
+            check=False,
+        )
+
+    def _end(self) -> None:
+        if self._server is not None:
+            end_server(self._server)
+            self._server = None
+        shutil.rmtree(self._store, ignore_errors=True)
+
+
+def _playhead() -> list[str]:
+    return [sys.executable, "-m", "playhead"]
+
+
+def _group(disk: Disk) -> str:
+    return disk.nbd_export.partition("/")[0]
+
+
+def _disk(shown: dict[str, Any]) -> Disk:
+    """A disk as the CLI shows it. Its addresses are taken from the URLs, as scripts do."""
+    iscsi = urlsplit(shown["iscsi_url"])
+    nbd = urlsplit(shown["nbd_url"])
+    _, iqn, lun = iscsi.path.split("/")
+    if iscsi.port is None or nbd.port is None:
+        raise ApplianceError(f"no port in {shown['iscsi_url']} or {shown['nbd_url']}")
+    return Disk(
+        iscsi_port=iscsi.port,
+        iqn=unquote(iqn),
+        lun=int(lun),
+        nbd_port=nbd.port,
+        nbd_export=unquote(nbd.path.removeprefix("/")),
+        size_bytes=int(shown["size_bytes"]),
+        read_only=bool(shown["read_only"]),
+    )
