@@ -84,9 +84,7 @@ pub enum ServerError {
         name: String,
     },
     /// The export is removed, but some I/O has not come back in time and still holds the LUN.
-    #[error(
-        "NBD export {name:?} is removed, but {users} of its connections still have I/O under way"
-    )]
+    #[error("NBD export {name:?} is removed, but {users} of its connections still have I/O under way")]
     StillInUse {
         /// The name.
         name: String,
@@ -147,9 +145,7 @@ pub struct Server {
 
 impl std::fmt::Debug for Server {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("Server")
-            .field("address", &self.address)
-            .finish_non_exhaustive()
+        f.debug_struct("Server").field("address", &self.address).finish_non_exhaustive()
     }
 }
 
@@ -163,11 +159,7 @@ impl Server {
         let shared = Arc::new(Shared::new(limits).map_err(ServerError::Start)?);
         let thread = accept::start(listener, Arc::clone(&shared)).map_err(ServerError::Start)?;
         log::info!("NBD server listens on {actual}");
-        Ok(Server {
-            shared,
-            address: actual,
-            accepting: Mutex::new(Some(thread)),
-        })
+        Ok(Server { shared, address: actual, accepting: Mutex::new(Some(thread)) })
     }
 
     /// Where it listens.
@@ -176,12 +168,7 @@ impl Server {
     }
 
     /// Offers `lun` under `name` (1 to 4096 bytes of UTF-8 without NUL). `description` is a line for people.
-    pub fn add_export(
-        &self,
-        name: &str,
-        lun: LunRef,
-        description: &str,
-    ) -> Result<(), ServerError> {
+    pub fn add_export(&self, name: &str, lun: LunRef, description: &str) -> Result<(), ServerError> {
         self.shared.exports.add(name, lun, description)
     }
 
@@ -189,15 +176,10 @@ impl Server {
     /// no connection holds the LUN any more, or [`ServerError::StillInUse`] after `patience`; it is removed in both cases.
     pub fn remove_export(&self, name: &str, patience: Duration) -> Result<(), ServerError> {
         let export = self.shared.exports.remove(name)?;
-        self.shared
-            .connections
-            .poke(|record| record.export_name() == Some(name));
+        self.shared.connections.poke(|record| record.export_name() == Some(name));
         match export.wait_unused(patience) {
             0 => Ok(()),
-            users => Err(ServerError::StillInUse {
-                name: name.to_owned(),
-                users,
-            }),
+            users => Err(ServerError::StillInUse { name: name.to_owned(), users }),
         }
     }
 
@@ -225,10 +207,7 @@ impl Server {
             log::info!("NBD server on {} stops", self.address);
         }
         self.shared.connections.poke(|_| true);
-        let mut stopped = Stopped {
-            cut: self.shared.connections.wait_none(deadline),
-            left: 0,
-        };
+        let mut stopped = Stopped { cut: self.shared.connections.wait_none(deadline), left: 0 };
         if stopped.cut > 0 {
             self.shared.connections.cut();
             let grace = Instant::now() + Duration::from_millis(500);

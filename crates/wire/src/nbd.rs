@@ -13,9 +13,8 @@ pub mod reply;
 pub mod request;
 
 pub use answer::{
-    block_status, chunk_header, data_chunk_header, error_chunk, hole_chunk, none_chunk,
-    simple_reply, Answer, Descriptor, ErrorCode, CHUNK_HEADER_BYTES, DATA_CHUNK_HEADER_BYTES,
-    SIMPLE_REPLY_BYTES,
+    block_status, chunk_header, data_chunk_header, error_chunk, hole_chunk, none_chunk, simple_reply, Answer,
+    Descriptor, ErrorCode, CHUNK_HEADER_BYTES, DATA_CHUNK_HEADER_BYTES, SIMPLE_REPLY_BYTES,
 };
 pub use option::{ExportRequest, MetaContextRequest, OptionHeader, OptionKind};
 pub use reply::{Info, Reply, ReplyError};
@@ -154,10 +153,7 @@ impl ClientFlags {
         if flags & !3 != 0 {
             return Err(Malformed::ClientFlags { flags });
         }
-        Ok(ClientFlags {
-            fixed_newstyle: flags & 1 != 0,
-            no_zeroes: flags & 2 != 0,
-        })
+        Ok(ClientFlags { fixed_newstyle: flags & 1 != 0, no_zeroes: flags & 2 != 0 })
     }
 
     /// The four bytes.
@@ -189,10 +185,7 @@ impl<'a> Fields<'a> {
 
     pub(crate) fn bytes(&mut self, count: usize) -> Result<&'a [u8], Malformed> {
         let Some((head, rest)) = self.rest.split_at_checked(count) else {
-            return Err(Malformed::Truncated {
-                need: count,
-                have: self.rest.len(),
-            });
+            return Err(Malformed::Truncated { need: count, have: self.rest.len() });
         };
         self.rest = rest;
         Ok(head)
@@ -200,10 +193,7 @@ impl<'a> Fields<'a> {
 
     fn array<const N: usize>(&mut self) -> Result<[u8; N], Malformed> {
         let Some((head, rest)) = self.rest.split_first_chunk::<N>() else {
-            return Err(Malformed::Truncated {
-                need: N,
-                have: self.rest.len(),
-            });
+            return Err(Malformed::Truncated { need: N, have: self.rest.len() });
         };
         self.rest = rest;
         Ok(*head)
@@ -235,10 +225,7 @@ impl<'a> Fields<'a> {
         if found == expected {
             Ok(())
         } else {
-            Err(Malformed::Magic {
-                expected: expected.into(),
-                found: found.into(),
-            })
+            Err(Malformed::Magic { expected: expected.into(), found: found.into() })
         }
     }
 
@@ -293,19 +280,13 @@ mod tests {
         assert_eq!(parse_greeting(&greeting(3)), Ok(3));
         assert_eq!(
             parse_greeting(b"NBDMAGICIHAVEOPS\0\x03"),
-            Err(Malformed::Magic {
-                expected: OPTION_MAGIC,
-                found: OPTION_MAGIC - 1
-            })
+            Err(Malformed::Magic { expected: OPTION_MAGIC, found: OPTION_MAGIC - 1 })
         );
     }
 
     #[test]
     fn unknown_client_flags_are_refused() {
-        assert_eq!(
-            ClientFlags::parse([0, 0, 0, 7]),
-            Err(Malformed::ClientFlags { flags: 7 })
-        );
+        assert_eq!(ClientFlags::parse([0, 0, 0, 7]), Err(Malformed::ClientFlags { flags: 7 }));
         for flags in 0..4_u32 {
             let parsed = ClientFlags::parse(flags.to_be_bytes()).unwrap();
             assert_eq!(parsed.to_bytes(), flags.to_be_bytes());
@@ -315,10 +296,7 @@ mod tests {
     #[test]
     fn export_name_answer_has_its_zeros_unless_declined() {
         assert_eq!(export_name_answer(512, 1, false).len(), 134);
-        assert_eq!(
-            export_name_answer(0x0102, 0x0304, true),
-            [0, 0, 0, 0, 0, 0, 1, 2, 3, 4]
-        );
+        assert_eq!(export_name_answer(0x0102, 0x0304, true), [0, 0, 0, 0, 0, 0, 1, 2, 3, 4]);
     }
 
     proptest! {

@@ -191,13 +191,8 @@ fn accept_all(listener: &TcpListener, shared: &Arc<Shared>) {
             Err(error) if error.kind() == io::ErrorKind::ConnectionAborted => {}
             Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
             Err(error) => {
-                log::error!(
-                    "NBD server cannot accept: {error}; is the limit of open files too low?"
-                );
-                let mut fds = [PollFd::from_borrowed_fd(
-                    shared.wake_accepting.fd(),
-                    PollFlags::IN,
-                )];
+                log::error!("NBD server cannot accept: {error}; is the limit of open files too low?");
+                let mut fds = [PollFd::from_borrowed_fd(shared.wake_accepting.fd(), PollFlags::IN)];
                 let pause = Timespec::try_from(REFUSED_PAUSE).ok();
                 let _ = poll(&mut fds, pause.as_ref());
             }
@@ -207,25 +202,16 @@ fn accept_all(listener: &TcpListener, shared: &Arc<Shared>) {
 
 fn take(stream: TcpStream, peer: SocketAddr, shared: &Arc<Shared>) -> io::Result<()> {
     if shared.connections.count() >= shared.limits.connections_max {
-        return Err(io::Error::other(format!(
-            "{} connections is the limit",
-            shared.limits.connections_max
-        )));
+        return Err(io::Error::other(format!("{} connections is the limit", shared.limits.connections_max)));
     }
     let record = shared.connections.enter(Socket::new(stream)?, peer)?;
     let id = record.id;
     let of_thread = Arc::clone(shared);
-    let spawned = Builder::new()
-        .name(format!("nbd-{id}"))
-        .stack_size(STACK_BYTES)
-        .spawn(move || {
-            let shared = of_thread;
-            let _listed = Listed {
-                shared: &shared,
-                id,
-            };
-            converse(&shared, &record);
-        });
+    let spawned = Builder::new().name(format!("nbd-{id}")).stack_size(STACK_BYTES).spawn(move || {
+        let shared = of_thread;
+        let _listed = Listed { shared: &shared, id };
+        converse(&shared, &record);
+    });
     if let Err(error) = spawned {
         shared.connections.leave(id);
         return Err(error);

@@ -50,10 +50,7 @@ pub(super) struct Refusal {
 
 impl Refusal {
     pub(super) fn new(code: ErrorCode, words: &'static str) -> Refusal {
-        Refusal {
-            code,
-            words: Cow::Borrowed(words),
-        }
+        Refusal { code, words: Cow::Borrowed(words) }
     }
 
     /// The export was removed, or the server stops.
@@ -71,10 +68,7 @@ impl Refusal {
             LunError::Gone { .. } => ErrorCode::Shutdown,
             LunError::Io { .. } => ErrorCode::Io,
         };
-        Refusal {
-            code,
-            words: Cow::Owned(error.to_string()),
-        }
+        Refusal { code, words: Cow::Owned(error.to_string()) }
     }
 }
 
@@ -150,11 +144,7 @@ impl<'a> Desk<'a> {
     }
 
     /// Whether `request` can be executed at all (Size constraints, Command flags, Error values).
-    pub(super) fn check<'d>(
-        &self,
-        disk: Option<&'d Disk>,
-        request: &Request,
-    ) -> Result<&'d Disk, Refusal> {
+    pub(super) fn check<'d>(&self, disk: Option<&'d Disk>, request: &Request) -> Result<&'d Disk, Refusal> {
         let refuse = |code, words| Err(Refusal::new(code, words));
         let Some(disk) = disk else {
             return Err(Refusal::closed());
@@ -162,10 +152,7 @@ impl<'a> Desk<'a> {
         let command = request.command;
         let df = request.flags & FLAG_DF != 0;
         if request.flags & !command.allowed_flags() != 0 || (df && !self.structured) {
-            return refuse(
-                ErrorCode::Invalid,
-                "a flag that does not go with this request",
-            );
+            return refuse(ErrorCode::Invalid, "a flag that does not go with this request");
         }
         let changing = match command {
             Command::Unknown(_) => return refuse(ErrorCode::Invalid, "unknown request"),
@@ -200,9 +187,7 @@ impl<'a> Desk<'a> {
         if request.length > PAYLOAD_MAX_BYTES {
             match command {
                 Command::Write => return refuse(ErrorCode::Invalid, "more than 32 MiB at once"),
-                Command::Read if df => {
-                    return refuse(ErrorCode::Overflow, "more than 32 MiB in one piece")
-                }
+                Command::Read if df => return refuse(ErrorCode::Overflow, "more than 32 MiB in one piece"),
                 Command::Read if !self.structured => {
                     return refuse(ErrorCode::Invalid, "more than 32 MiB in one piece")
                 }
@@ -221,9 +206,7 @@ impl<'a> Desk<'a> {
         }
         Some(match request.command {
             Command::Write => Change::Write { lba, data: payload },
-            Command::WriteZeroes if request.flags & FLAG_NO_HOLE != 0 => {
-                Change::Zero { lba, count }
-            }
+            Command::WriteZeroes if request.flags & FLAG_NO_HOLE != 0 => Change::Zero { lba, count },
             _ => Change::Unmap { lba, count },
         })
     }
@@ -319,11 +302,7 @@ impl<'a> Desk<'a> {
 
     /// An error, with words where the client can take them.
     pub(super) fn answer_error(&mut self, cookie: u64, refusal: &Refusal) {
-        log::debug!(
-            "NBD request of {} refused: {}",
-            self.record.peer,
-            refusal.words
-        );
+        log::debug!("NBD request of {} refused: {}", self.record.peer, refusal.words);
         if self.structured {
             let chunk = error_chunk(cookie, refusal.code, &refusal.words);
             self.output.push(&chunk);
@@ -352,8 +331,5 @@ impl<'a> Desk<'a> {
 
 /// Adds to a counter that only this thread writes.
 pub(super) fn add(counter: &AtomicU64, count: u64) {
-    counter.store(
-        counter.load(Ordering::Relaxed).wrapping_add(count),
-        Ordering::Relaxed,
-    );
+    counter.store(counter.load(Ordering::Relaxed).wrapping_add(count), Ordering::Relaxed);
 }

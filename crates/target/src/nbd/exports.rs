@@ -43,9 +43,7 @@ impl Export {
             return None;
         }
         *users += 1;
-        Some(ExportUse {
-            export: Arc::clone(self),
-        })
+        Some(ExportUse { export: Arc::clone(self) })
     }
 
     /// Waits until nobody uses the LUN, at most `patience`. Returns how many do.
@@ -101,12 +99,7 @@ pub(super) struct Exports {
 }
 
 impl Exports {
-    pub(super) fn add(
-        &self,
-        name: &str,
-        lun: LunRef,
-        description: &str,
-    ) -> Result<(), ServerError> {
+    pub(super) fn add(&self, name: &str, lun: LunRef, description: &str) -> Result<(), ServerError> {
         // The empty name is the protocol's word for the default export, so it cannot be a name of its own.
         if name.is_empty() || text(name.as_bytes()).is_err() {
             return Err(ServerError::BadName { name: name.into() });

@@ -6,8 +6,8 @@ use std::time::{Duration, Instant};
 
 use playhead_wire::nbd::{
     export_name_answer, greeting, option::OPTION_HEADER_BYTES, text, transmission, ClientFlags,
-    ExportRequest, Info, Malformed, MetaContextRequest, OptionHeader, OptionKind, Reply,
-    ReplyError, BASE_ALLOCATION, HANDSHAKE_FIXED_NEWSTYLE, HANDSHAKE_NO_ZEROES, PAYLOAD_MAX_BYTES,
+    ExportRequest, Info, Malformed, MetaContextRequest, OptionHeader, OptionKind, Reply, ReplyError,
+    BASE_ALLOCATION, HANDSHAKE_FIXED_NEWSTYLE, HANDSHAKE_NO_ZEROES, PAYLOAD_MAX_BYTES,
 };
 
 use super::accept::{Record, Shared};
@@ -113,10 +113,7 @@ impl Handshake<'_> {
                 return Err(HandshakeError::NotFixed(kind));
             }
             let Some(data) = self.receive_data(header.data_bytes)? else {
-                self.reply(
-                    header.code,
-                    Reply::Error(ReplyError::TooBig, "too much data"),
-                );
+                self.reply(header.code, Reply::Error(ReplyError::TooBig, "too much data"));
                 self.send_answer()?;
                 continue;
             };
@@ -131,10 +128,7 @@ impl Handshake<'_> {
     fn option(&mut self, kind: OptionKind, data: &[u8]) -> Result<Option<Outcome>, HandshakeError> {
         let code = kind.code();
         if self.shared.stopping() && kind != OptionKind::Abort {
-            self.reply(
-                code,
-                Reply::Error(ReplyError::Shutdown, "the server is stopping"),
-            );
+            self.reply(code, Reply::Error(ReplyError::Shutdown, "the server is stopping"));
             self.send_answer()?;
             return Ok(None);
         }
@@ -155,10 +149,7 @@ impl Handshake<'_> {
             }),
             OptionKind::ListMetaContext => self.meta_context(code, data, false),
             OptionKind::SetMetaContext => self.meta_context(code, data, true),
-            OptionKind::StartTls => Err((
-                ReplyError::Unsupported,
-                "this server does not speak TLS".into(),
-            )),
+            OptionKind::StartTls => Err((ReplyError::Unsupported, "this server does not speak TLS".into())),
             OptionKind::PeekExport | OptionKind::ExtendedHeaders | OptionKind::Unknown(_) => {
                 Err((ReplyError::Unsupported, "unknown option".into()))
             }
@@ -180,11 +171,7 @@ impl Handshake<'_> {
         let export = self.shared.exports.find(name);
         let export = export.map_err(|error| refused(error.to_string()))?;
         let chosen = self.choose(&export).map_err(|(_, words)| refused(words))?;
-        let answer = export_name_answer(
-            export.size_bytes(),
-            self.flags(&export),
-            self.client.no_zeroes,
-        );
+        let answer = export_name_answer(export.size_bytes(), self.flags(&export), self.client.no_zeroes);
         self.send(&answer)?;
         Ok(Outcome::Chosen(chosen))
     }
@@ -192,13 +179,7 @@ impl Handshake<'_> {
     fn list(&mut self, code: u32, data: &[u8]) -> Result<(), Refusal> {
         empty(data)?;
         for export in self.shared.exports.all() {
-            self.reply(
-                code,
-                Reply::Server {
-                    name: &export.name,
-                    description: &export.description,
-                },
-            );
+            self.reply(code, Reply::Server { name: &export.name, description: &export.description });
         }
         Ok(())
     }
@@ -214,10 +195,7 @@ impl Handshake<'_> {
         let request = ExportRequest::parse(data).map_err(invalid)?;
         let export = self.find(request.name)?;
         let facts = [
-            Info::Export {
-                size_bytes: export.size_bytes(),
-                flags: self.flags(&export),
-            },
+            Info::Export { size_bytes: export.size_bytes(), flags: self.flags(&export) },
             Info::Name(&export.name),
             Info::Description(&export.description),
             Info::BlockSize {
@@ -230,9 +208,7 @@ impl Handshake<'_> {
             let wanted = match fact {
                 Info::Export { .. } => true,
                 Info::Name(_) => request.wanted.contains(&Info::NAME),
-                Info::Description(words) => {
-                    !words.is_empty() && request.wanted.contains(&Info::DESCRIPTION)
-                }
+                Info::Description(words) => !words.is_empty() && request.wanted.contains(&Info::DESCRIPTION),
                 Info::BlockSize { .. } => request.wanted.contains(&Info::BLOCK_SIZE),
             };
             if wanted {
@@ -264,13 +240,7 @@ impl Handshake<'_> {
         if found {
             // The number in the answer to LIST is reserved, and 0.
             let id = if set { ALLOCATION_CONTEXT } else { 0 };
-            self.reply(
-                code,
-                Reply::MetaContext {
-                    id,
-                    name: BASE_ALLOCATION,
-                },
-            );
+            self.reply(code, Reply::MetaContext { id, name: BASE_ALLOCATION });
             if set {
                 self.allocation_of = Some(export);
             }
@@ -307,9 +277,7 @@ impl Handshake<'_> {
             flags |= transmission::READ_ONLY;
         } else {
             // Zeroing is one record of the journal however long it is, so it is always the fast kind.
-            flags |= transmission::SEND_TRIM
-                | transmission::SEND_WRITE_ZEROES
-                | transmission::SEND_FAST_ZERO;
+            flags |= transmission::SEND_TRIM | transmission::SEND_WRITE_ZEROES | transmission::SEND_FAST_ZERO;
         }
         if self.structured {
             flags |= transmission::SEND_DF;

@@ -57,10 +57,7 @@ pub(super) struct Mailbox {
 
 impl Mailbox {
     pub(super) fn new() -> io::Result<Mailbox> {
-        Ok(Mailbox {
-            post: Mutex::default(),
-            wake: Wake::new()?,
-        })
+        Ok(Mailbox { post: Mutex::default(), wake: Wake::new()? })
     }
 
     /// What has finished so far.
@@ -89,10 +86,7 @@ impl Mailbox {
 
     /// The end of a flush that the requests of `cookies` wait for. It arrives even if the LUN drops it uncalled.
     pub(super) fn flush_done(self: &Arc<Mailbox>, cookies: Vec<u64>) -> FlushDone {
-        let mut ticket = Ticket {
-            mailbox: Arc::clone(self),
-            cookies,
-        };
+        let mut ticket = Ticket { mailbox: Arc::clone(self), cookies };
         Box::new(move |result| ticket.deliver(result))
     }
 }
@@ -113,9 +107,6 @@ impl Ticket {
 
 impl Drop for Ticket {
     fn drop(&mut self) {
-        self.deliver(Err(LunError::Io {
-            name: "LUN".into(),
-            detail: "the flush was abandoned".into(),
-        }));
+        self.deliver(Err(LunError::Io { name: "LUN".into(), detail: "the flush was abandoned".into() }));
     }
 }

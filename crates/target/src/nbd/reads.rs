@@ -2,8 +2,8 @@
 
 use playhead_wire::nbd::request::{FLAG_DF, FLAG_REQ_ONE};
 use playhead_wire::nbd::{
-    block_status, data_chunk_header, hole_chunk, none_chunk, simple_reply, Descriptor, Request,
-    STATE_HOLE, STATE_ZERO,
+    block_status, data_chunk_header, hole_chunk, none_chunk, simple_reply, Descriptor, Request, STATE_HOLE,
+    STATE_ZERO,
 };
 
 use super::desk::{add, Desk, Disk, Refusal, SessionError, SEND_BYTES};
@@ -40,11 +40,7 @@ impl HoleProbe {
     }
 
     fn learn(&mut self, found: bool) {
-        self.fruitless = if found {
-            0
-        } else {
-            (self.fruitless + 1).min(6)
-        };
+        self.fruitless = if found { 0 } else { (self.fruitless + 1).min(6) };
         self.skip = (1 << self.fruitless) - 1;
     }
 }
@@ -76,30 +72,18 @@ impl Desk<'_> {
             self.probe.learn(parts.iter().any(|part| part.hole));
             return self.read_parts(disk, request, &parts);
         }
-        let part = Part {
-            bytes: request.length,
-            hole: false,
-        };
+        let part = Part { bytes: request.length, hole: false };
         self.read_parts(disk, request, &[part])
     }
 
     /// A READ answered with a chunk for every part.
-    fn read_parts(
-        &mut self,
-        disk: &Disk,
-        request: &Request,
-        parts: &[Part],
-    ) -> Result<(), SessionError> {
+    fn read_parts(&mut self, disk: &Disk, request: &Request, parts: &[Part]) -> Result<(), SessionError> {
         let end = request.offset + u64::from(request.length);
         let mut offset = request.offset;
         for part in parts {
             let part_end = offset + u64::from(part.bytes);
             while offset < part_end {
-                let bytes = if part.hole {
-                    part.bytes
-                } else {
-                    PIECE_BYTES.min((part_end - offset) as u32)
-                };
+                let bytes = if part.hole { part.bytes } else { PIECE_BYTES.min((part_end - offset) as u32) };
                 let last = offset + u64::from(bytes) == end;
                 if part.hole {
                     let chunk = hole_chunk(request.cookie, last, offset, bytes);
@@ -262,10 +246,7 @@ fn parts(disk: &Disk, request: &Request) -> Vec<Part> {
     let extents = disk.lun.extents(lba, count, PROBE_EXTENTS);
     let mut runs = descriptors(lba, request.length, &extents.unwrap_or_default());
     let known: u32 = runs.iter().map(|run| run.length).sum();
-    runs.push(Descriptor {
-        length: request.length - known,
-        status: 0,
-    });
+    runs.push(Descriptor { length: request.length - known, status: 0 });
     // Zeros are zeros whether mapped or not, so runs may adjoin that differ only in that.
     let mut zeros: Vec<Part> = Vec::with_capacity(runs.len());
     for run in runs {
@@ -295,12 +276,7 @@ mod tests {
     use super::*;
 
     fn extent(lba: u64, count: u64, mapped: bool, zero: bool) -> Extent {
-        Extent {
-            lba,
-            count,
-            mapped,
-            zero,
-        }
+        Extent { lba, count, mapped, zero }
     }
 
     #[test]
@@ -319,10 +295,7 @@ mod tests {
 
     #[test]
     fn a_lun_that_answers_nonsense_promises_nothing() {
-        let nothing = [Descriptor {
-            length: 4096,
-            status: 0,
-        }];
+        let nothing = [Descriptor { length: 4096, status: 0 }];
         assert_eq!(descriptors(8, 4096, &[]), nothing);
         let elsewhere = [extent(9, 8, false, true)];
         assert_eq!(descriptors(8, 4096, &elsewhere), nothing);

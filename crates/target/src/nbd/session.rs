@@ -159,20 +159,12 @@ impl<'a> Session<'a> {
     }
 
     /// Takes the payload of a write as it comes: piece by piece to the LUN, or to nowhere once the write is refused.
-    fn stream(
-        &mut self,
-        request: &Request,
-        mut verdict: Result<(), Refusal>,
-    ) -> Result<(), SessionError> {
+    fn stream(&mut self, request: &Request, mut verdict: Result<(), Refusal>) -> Result<(), SessionError> {
         let mut disk = self.desk.disk();
         let mut left = request.length as usize;
         let mut lba = request.offset / BLOCK_BYTES as u64;
         while left > 0 {
-            let need = if verdict.is_ok() {
-                left.min(WHOLE_BYTES)
-            } else {
-                1
-            };
+            let need = if verdict.is_ok() { left.min(WHOLE_BYTES) } else { 1 };
             while self.input.len() < need {
                 match self.receive(need)? {
                     Arrival::Bytes => {}
@@ -186,11 +178,7 @@ impl<'a> Session<'a> {
                     }
                 }
             }
-            let piece = if verdict.is_ok() {
-                need
-            } else {
-                left.min(self.input.len())
-            };
+            let piece = if verdict.is_ok() { need } else { left.min(self.input.len()) };
             if verdict.is_ok() {
                 let data = &self.input.filled()[..piece];
                 verdict = submit(disk.as_ref(), Change::Write { lba, data });
@@ -250,9 +238,7 @@ impl<'a> Session<'a> {
             } else {
                 holds_memory.then_some(IDLE)
             };
-            let woken = record
-                .socket
-                .wait(Way::In, Some(&record.mailbox.wake), timeout)?;
+            let woken = record.socket.wait(Way::In, Some(&record.mailbox.wake), timeout)?;
             poll_first = woken != Woken::Socket;
             if woken == Woken::Time {
                 if farewell.is_some() {

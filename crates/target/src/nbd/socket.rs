@@ -58,10 +58,7 @@ impl Socket {
         sockopt::set_tcp_keepidle(&stream, Duration::from_secs(60))?;
         sockopt::set_tcp_keepintvl(&stream, Duration::from_secs(15))?;
         sockopt::set_tcp_keepcnt(&stream, 4)?;
-        Ok(Socket {
-            stream: Arc::new(stream),
-            cut: Arc::default(),
-        })
+        Ok(Socket { stream: Arc::new(stream), cut: Arc::default() })
     }
 
     pub(super) fn receive(&self, room: &mut [u8]) -> io::Result<Received> {
@@ -83,12 +80,7 @@ impl Socket {
     }
 
     /// Waits for the socket, and for a poke if `wake` is given; at most `timeout`, or for ever.
-    pub(super) fn wait(
-        &self,
-        way: Way,
-        wake: Option<&Wake>,
-        timeout: Option<Duration>,
-    ) -> io::Result<Woken> {
+    pub(super) fn wait(&self, way: Way, wake: Option<&Wake>, timeout: Option<Duration>) -> io::Result<Woken> {
         let timeout = match timeout.map(Timespec::try_from) {
             Some(Ok(timeout)) => Some(timeout),
             Some(Err(_)) | None => None,
@@ -140,10 +132,7 @@ impl Socket {
 
 /// Waits for a poke alone, for ever.
 pub(super) fn wait_poke(wake: &Wake) -> io::Result<()> {
-    match poll(
-        &mut [PollFd::from_borrowed_fd(wake.fd(), PollFlags::IN)],
-        None,
-    ) {
+    match poll(&mut [PollFd::from_borrowed_fd(wake.fd(), PollFlags::IN)], None) {
         Ok(_) => {
             wake.hear();
             Ok(())

@@ -77,10 +77,7 @@ impl MemoryLun {
     /// A disk of `mib` MiB, all of it unmapped.
     pub fn new(name: &str, mib: u64, read_only: bool) -> MemoryLun {
         MemoryLun {
-            identity: LunIdentity {
-                uuid: [7; 16],
-                name: name.into(),
-            },
+            identity: LunIdentity { uuid: [7; 16], name: name.into() },
             read_only,
             blocks: mib * SHARD_BLOCKS,
             shards: (0..mib).map(|_| RwLock::default()).collect(),
@@ -142,32 +139,18 @@ impl MemoryLun {
     fn bound(&self, lba: u64, count: u64) -> Result<(), LunError> {
         match lba.checked_add(count) {
             Some(end) if end <= self.blocks => Ok(()),
-            _ => Err(LunError::OutOfRange {
-                name: self.identity.name.clone(),
-                lba,
-                count,
-            }),
+            _ => Err(LunError::OutOfRange { name: self.identity.name.clone(), lba, count }),
         }
     }
 
     /// Calls `part` for every shard of a range with the shard, the first block in it, the blocks, and the blocks before it.
-    fn each_shard(
-        &self,
-        lba: u64,
-        count: u64,
-        mut part: impl FnMut(&RwLock<Shard>, u64, u64, u64),
-    ) {
+    fn each_shard(&self, lba: u64, count: u64, mut part: impl FnMut(&RwLock<Shard>, u64, u64, u64)) {
         let mut done = 0;
         while done < count {
             let at = lba + done;
             let first = at % SHARD_BLOCKS;
             let blocks = (SHARD_BLOCKS - first).min(count - done);
-            part(
-                &self.shards[(at / SHARD_BLOCKS) as usize],
-                first,
-                blocks,
-                done,
-            );
+            part(&self.shards[(at / SHARD_BLOCKS) as usize], first, blocks, done);
             done += blocks;
         }
     }
@@ -193,9 +176,7 @@ impl MemoryLun {
                 });
             }
             Change::WriteSame { lba, count, block } => self.put(lba, count, DATA, |bytes, _| {
-                bytes
-                    .chunks_mut(BLOCK_BYTES)
-                    .for_each(|b| b.copy_from_slice(block));
+                bytes.chunks_mut(BLOCK_BYTES).for_each(|b| b.copy_from_slice(block));
             }),
             Change::Zero { lba, count } => self.put(lba, count, ZERO, |bytes, _| bytes.fill(0)),
             Change::Unmap { lba, count } => {
@@ -220,9 +201,7 @@ fn extent_of(change: &Change<'_>) -> (u64, u64) {
             assert!(!data.is_empty() && data.len() % BLOCK_BYTES == 0);
             (lba, (data.len() / BLOCK_BYTES) as u64)
         }
-        Change::WriteSame { lba, count, .. }
-        | Change::Zero { lba, count }
-        | Change::Unmap { lba, count } => {
+        Change::WriteSame { lba, count, .. } | Change::Zero { lba, count } | Change::Unmap { lba, count } => {
             assert!(count > 0);
             (lba, count)
         }
@@ -308,12 +287,7 @@ impl Lun for MemoryLun {
             match extents.last_mut() {
                 Some(last) if (last.mapped, last.zero) == (mapped, zero) => last.count += step,
                 _ if full => break,
-                _ => extents.push(Extent {
-                    lba: at,
-                    count: step,
-                    mapped,
-                    zero,
-                }),
+                _ => extents.push(Extent { lba: at, count: step, mapped, zero }),
             }
             at += step;
         }

@@ -84,12 +84,7 @@ pub fn simple_reply(cookie: u64, error: Option<ErrorCode>) -> [u8; SIMPLE_REPLY_
 }
 
 /// The header of a chunk with `payload_bytes` of payload to follow.
-pub fn chunk_header(
-    cookie: u64,
-    kind: u16,
-    done: bool,
-    payload_bytes: u32,
-) -> [u8; CHUNK_HEADER_BYTES] {
+pub fn chunk_header(cookie: u64, kind: u16, done: bool, payload_bytes: u32) -> [u8; CHUNK_HEADER_BYTES] {
     let mut out = [0; CHUNK_HEADER_BYTES];
     out[..4].copy_from_slice(&CHUNK_MAGIC.to_be_bytes());
     out[4..6].copy_from_slice(&(if done { CHUNK_DONE } else { 0 }).to_be_bytes());
@@ -145,12 +140,7 @@ pub fn block_status(cookie: u64, context: u32, descriptors: &[Descriptor]) -> Ve
     let descriptors = &descriptors[..descriptors.len().min(DESCRIPTORS_MAX)];
     let payload_bytes = 4 + 8 * descriptors.len();
     let mut out = Vec::with_capacity(CHUNK_HEADER_BYTES + payload_bytes);
-    out.extend_from_slice(&chunk_header(
-        cookie,
-        CHUNK_BLOCK_STATUS,
-        true,
-        payload_bytes as u32,
-    ));
+    out.extend_from_slice(&chunk_header(cookie, CHUNK_BLOCK_STATUS, true, payload_bytes as u32));
     out.extend_from_slice(&context.to_be_bytes());
     for descriptor in descriptors {
         out.extend_from_slice(&descriptor.length.to_be_bytes());
@@ -189,12 +179,7 @@ impl Answer {
         if bytes.starts_with(&CHUNK_MAGIC.to_be_bytes()) {
             fields.magic_u32(CHUNK_MAGIC)?;
             let (flags, kind) = (fields.u16()?, fields.u16()?);
-            let chunk = Answer::Chunk {
-                cookie: fields.u64()?,
-                flags,
-                kind,
-                payload_bytes: fields.u32()?,
-            };
+            let chunk = Answer::Chunk { cookie: fields.u64()?, flags, kind, payload_bytes: fields.u32()? };
             return Ok((chunk, CHUNK_HEADER_BYTES));
         }
         fields.magic_u32(SIMPLE_REPLY_MAGIC)?;
@@ -277,10 +262,7 @@ impl<'a> ChunkPayload<'a> {
                 if descriptors.is_empty() {
                     return Err(Malformed::Length);
                 }
-                ChunkPayload::BlockStatus {
-                    context,
-                    descriptors,
-                }
+                ChunkPayload::BlockStatus { context, descriptors }
             }
             CHUNK_ERROR | CHUNK_ERROR_OFFSET => {
                 let error = fields.u32()?;
@@ -290,17 +272,9 @@ impl<'a> ChunkPayload<'a> {
                     CHUNK_ERROR => None,
                     _ => Some(fields.u64()?),
                 };
-                ChunkPayload::Error {
-                    error,
-                    message,
-                    offset,
-                }
+                ChunkPayload::Error { error, message, offset }
             }
-            other => {
-                return Err(Malformed::Value {
-                    value: other.into(),
-                })
-            }
+            other => return Err(Malformed::Value { value: other.into() }),
         };
         fields.finish()?;
         Ok(parsed)
@@ -315,13 +289,7 @@ mod tests {
 
     fn chunk(bytes: &[u8]) -> (u64, bool, ChunkPayload<'_>) {
         let (answer, used) = Answer::parse(bytes).unwrap();
-        let Answer::Chunk {
-            cookie,
-            flags,
-            kind,
-            payload_bytes,
-        } = answer
-        else {
+        let Answer::Chunk { cookie, flags, kind, payload_bytes } = answer else {
             panic!("not a chunk: {answer:?}");
         };
         assert_eq!(payload_bytes as usize, bytes.len() - used);
@@ -333,10 +301,7 @@ mod tests {
     fn simple_replies_round_trip() {
         let (answer, used) = Answer::parse(&simple_reply(7, Some(ErrorCode::NoSpace))).unwrap();
         assert_eq!(used, SIMPLE_REPLY_BYTES);
-        let expected = Answer::Simple {
-            cookie: 7,
-            error: 28,
-        };
+        let expected = Answer::Simple { cookie: 7, error: 28 };
         assert_eq!(answer, expected);
         for code in 0..200 {
             if let Some(error) = ErrorCode::from_code(code) {

@@ -19,10 +19,7 @@ impl OptionHeader {
     pub fn parse(bytes: &[u8; OPTION_HEADER_BYTES]) -> Result<OptionHeader, Malformed> {
         let mut fields = Fields::new(bytes);
         fields.magic_u64(OPTION_MAGIC)?;
-        Ok(OptionHeader {
-            code: fields.u32()?,
-            data_bytes: fields.u32()?,
-        })
+        Ok(OptionHeader { code: fields.u32()?, data_bytes: fields.u32()? })
     }
 
     /// The header's bytes.
@@ -200,27 +197,15 @@ mod tests {
         data.extend_from_slice(&u32::MAX.to_be_bytes());
         assert_eq!(MetaContextRequest::parse(&data), Err(Malformed::Length));
         let data = [0xff, 0xff, 0xff, 0xff, b'x', 0, 0];
-        assert!(matches!(
-            ExportRequest::parse(&data),
-            Err(Malformed::Truncated { .. })
-        ));
-        assert_eq!(
-            ExportRequest::parse(&[0, 0, 0, 0, 0, 2, 0, 1]),
-            Err(Malformed::Length)
-        );
+        assert!(matches!(ExportRequest::parse(&data), Err(Malformed::Truncated { .. })));
+        assert_eq!(ExportRequest::parse(&[0, 0, 0, 0, 0, 2, 0, 1]), Err(Malformed::Length));
     }
 
     #[test]
     fn names_longer_than_4096_bytes_are_refused() {
         let long = "a".repeat(4097);
-        let request = ExportRequest {
-            name: &long,
-            wanted: vec![],
-        };
-        assert_eq!(
-            ExportRequest::parse(&request.to_bytes()),
-            Err(Malformed::Text)
-        );
+        let request = ExportRequest { name: &long, wanted: vec![] };
+        assert_eq!(ExportRequest::parse(&request.to_bytes()), Err(Malformed::Text));
     }
 
     proptest! {

@@ -22,11 +22,7 @@ impl ReplyHeader {
     pub fn parse(bytes: &[u8; REPLY_HEADER_BYTES]) -> Result<ReplyHeader, Malformed> {
         let mut fields = Fields::new(bytes);
         fields.magic_u64(REPLY_MAGIC)?;
-        Ok(ReplyHeader {
-            option: fields.u32()?,
-            kind: fields.u32()?,
-            data_bytes: fields.u32()?,
-        })
+        Ok(ReplyHeader { option: fields.u32()?, kind: fields.u32()?, data_bytes: fields.u32()? })
     }
 }
 
@@ -178,19 +174,12 @@ impl<'a> Reply<'a> {
             1 => Reply::Ack,
             2 => {
                 let name_bytes = fields.u32()? as usize;
-                Reply::Server {
-                    name: fields.text(name_bytes)?,
-                    description: text(fields.take_rest())?,
-                }
+                Reply::Server { name: fields.text(name_bytes)?, description: text(fields.take_rest())? }
             }
             3 => Reply::Info(parse_info(&mut fields)?),
-            4 => Reply::MetaContext {
-                id: fields.u32()?,
-                name: text(fields.take_rest())?,
-            },
+            4 => Reply::MetaContext { id: fields.u32()?, name: text(fields.take_rest())? },
             other => {
-                let error =
-                    ReplyError::from_code(other).ok_or(Malformed::Value { value: other })?;
+                let error = ReplyError::from_code(other).ok_or(Malformed::Value { value: other })?;
                 Reply::Error(error, text(fields.take_rest())?)
             }
         };
@@ -214,11 +203,7 @@ fn emit_info(info: Info<'_>, out: &mut Vec<u8>) {
             out.extend_from_slice(&Info::DESCRIPTION.to_be_bytes());
             out.extend_from_slice(clip_text(description).as_bytes());
         }
-        Info::BlockSize {
-            minimum,
-            preferred,
-            maximum,
-        } => {
+        Info::BlockSize { minimum, preferred, maximum } => {
             out.extend_from_slice(&Info::BLOCK_SIZE.to_be_bytes());
             out.extend_from_slice(&minimum.to_be_bytes());
             out.extend_from_slice(&preferred.to_be_bytes());
@@ -229,20 +214,13 @@ fn emit_info(info: Info<'_>, out: &mut Vec<u8>) {
 
 fn parse_info<'a>(fields: &mut Fields<'a>) -> Result<Info<'a>, Malformed> {
     match fields.u16()? {
-        Info::EXPORT => Ok(Info::Export {
-            size_bytes: fields.u64()?,
-            flags: fields.u16()?,
-        }),
+        Info::EXPORT => Ok(Info::Export { size_bytes: fields.u64()?, flags: fields.u16()? }),
         Info::NAME => Ok(Info::Name(text(fields.take_rest())?)),
         Info::DESCRIPTION => Ok(Info::Description(text(fields.take_rest())?)),
-        Info::BLOCK_SIZE => Ok(Info::BlockSize {
-            minimum: fields.u32()?,
-            preferred: fields.u32()?,
-            maximum: fields.u32()?,
-        }),
-        other => Err(Malformed::Value {
-            value: other.into(),
-        }),
+        Info::BLOCK_SIZE => {
+            Ok(Info::BlockSize { minimum: fields.u32()?, preferred: fields.u32()?, maximum: fields.u32()? })
+        }
+        other => Err(Malformed::Value { value: other.into() }),
     }
 }
 
@@ -258,34 +236,18 @@ mod tests {
         let header = ReplyHeader::parse(bytes.first_chunk().unwrap()).unwrap();
         assert_eq!(header.option, 7);
         assert_eq!(header.data_bytes as usize, bytes.len() - REPLY_HEADER_BYTES);
-        assert_eq!(
-            Reply::parse(header.kind, &bytes[REPLY_HEADER_BYTES..]),
-            Ok(reply)
-        );
+        assert_eq!(Reply::parse(header.kind, &bytes[REPLY_HEADER_BYTES..]), Ok(reply));
     }
 
     #[test]
     fn every_reply_round_trips() {
         round_trip(Reply::Ack);
-        round_trip(Reply::Server {
-            name: "disk",
-            description: "a disk",
-        });
-        round_trip(Reply::Info(Info::Export {
-            size_bytes: 1 << 46,
-            flags: 0x0fff,
-        }));
+        round_trip(Reply::Server { name: "disk", description: "a disk" });
+        round_trip(Reply::Info(Info::Export { size_bytes: 1 << 46, flags: 0x0fff }));
         round_trip(Reply::Info(Info::Name("disk")));
         round_trip(Reply::Info(Info::Description("ein Gerät")));
-        round_trip(Reply::Info(Info::BlockSize {
-            minimum: 512,
-            preferred: 4096,
-            maximum: 32 << 20,
-        }));
-        round_trip(Reply::MetaContext {
-            id: 1,
-            name: "base:allocation",
-        });
+        round_trip(Reply::Info(Info::BlockSize { minimum: 512, preferred: 4096, maximum: 32 << 20 }));
+        round_trip(Reply::MetaContext { id: 1, name: "base:allocation" });
         for code in 0x8000_0001..=0x8000_000a {
             round_trip(Reply::Error(ReplyError::from_code(code).unwrap(), "no"));
         }
@@ -294,18 +256,10 @@ mod tests {
     #[test]
     fn info_lengths_are_those_of_the_document() {
         let mut bytes = Vec::new();
-        Reply::Info(Info::Export {
-            size_bytes: 0,
-            flags: 0,
-        })
-        .emit(7, &mut bytes);
+        Reply::Info(Info::Export { size_bytes: 0, flags: 0 }).emit(7, &mut bytes);
         assert_eq!(bytes.len(), REPLY_HEADER_BYTES + 12);
         bytes.clear();
-        let size = Info::BlockSize {
-            minimum: 1,
-            preferred: 4096,
-            maximum: 1 << 25,
-        };
+        let size = Info::BlockSize { minimum: 1, preferred: 4096, maximum: 1 << 25 };
         Reply::Info(size).emit(7, &mut bytes);
         assert_eq!(bytes.len(), REPLY_HEADER_BYTES + 14);
     }

@@ -104,10 +104,7 @@ impl Request {
         let [m0, m1, m2, m3, f0, f1, t0, t1, rest @ ..] = *bytes;
         let magic = u32::from_be_bytes([m0, m1, m2, m3]);
         if magic != REQUEST_MAGIC {
-            return Err(Malformed::Magic {
-                expected: REQUEST_MAGIC.into(),
-                found: magic.into(),
-            });
+            return Err(Malformed::Magic { expected: REQUEST_MAGIC.into(), found: magic.into() });
         }
         let [c0, c1, c2, c3, c4, c5, c6, c7, o0, o1, o2, o3, o4, o5, o6, o7, l0, l1, l2, l3] = rest;
         Ok(Request {
@@ -153,13 +150,8 @@ mod tests {
     #[test]
     fn only_write_has_a_payload() {
         for code in 0..20 {
-            let request = Request {
-                flags: 0,
-                command: Command::from_code(code),
-                cookie: 1,
-                offset: 2,
-                length: 3,
-            };
+            let request =
+                Request { flags: 0, command: Command::from_code(code), cookie: 1, offset: 2, length: 3 };
             assert_eq!(request.payload_bytes(), if code == 1 { 3 } else { 0 });
         }
     }
@@ -168,10 +160,7 @@ mod tests {
     fn bad_magic_is_named() {
         assert_eq!(
             Request::parse(&[0x25; REQUEST_BYTES]),
-            Err(Malformed::Magic {
-                expected: 0x2560_9513,
-                found: 0x2525_2525
-            })
+            Err(Malformed::Magic { expected: 0x2560_9513, found: 0x2525_2525 })
         );
     }
 
