@@ -40,7 +40,7 @@ class PlayheadAppliance:
 
     def __enter__(self) -> PlayheadAppliance:
         addresses = ["--iscsi", self._iscsi, "--nbd", self._nbd, "--api", self._api]
-        serve = [*_playhead(), "serve", "--store", str(self._store), *addresses]
+        serve = [*_playhead(), "serve", "--store", str(self._store), "--log-format", "json", *addresses]
         self._server = start_server(serve, self._log)
         deadline = time.monotonic() + START_TIMEOUT_S
         while self._cli("status").returncode != 0:
@@ -77,10 +77,9 @@ class PlayheadAppliance:
         self._do("image", "close", path)
 
     def complaints(self) -> list[str]:
-        """The log's lines of level WARN, ERROR or worse, as they are shown to an operator."""
-        levels = ("warn", "error", "critical")
+        """The log's lines of level warning or worse, and what is no log line at all: a traceback, a panic."""
         lines = self._log.read_text(errors="replace").splitlines()
-        return [line for line in lines if any(level in line.lower() for level in levels)]
+        return [line for line in lines if not _is_calm(line)]
 
     def _do(self, *arguments: str) -> Any:
         """A CLI command's JSON."""
@@ -105,6 +104,13 @@ class PlayheadAppliance:
             end_server(self._server)
             self._server = None
         shutil.rmtree(self._store, ignore_errors=True)
+
+
+def _is_calm(line: str) -> bool:
+    try:
+        return json.loads(line)["level"] in ("debug", "info")
+    except (ValueError, LookupError, TypeError):
+        return False
 
 
 def _playhead() -> list[str]:

@@ -135,7 +135,7 @@ def test_a_database_at_work_is_whole_in_every_image(
         with mounted(machine, device) as folder:
             machine.check(OPEN_BANK.format(folder=folder))
             machine.check(WORK_IN_BANK.format(folder=folder))
-            for number in range(3):
+            for number in range(2):
                 time.sleep(0.5)
                 least = acknowledged(machine)
                 appliance.bookmark(disk, f"moment{number}")
