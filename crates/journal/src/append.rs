@@ -216,6 +216,12 @@ impl Inner {
             if crowded {
                 self.keeper.wake();
             } else if !log.preparing {
+                if let Some(spare) = self.spare.lock().pop() {
+                    let number = log.active.number + 1 + log.next.len() as u64;
+                    let (files, dir) = (&*self.files, &self.dir);
+                    log.next.push_back(spare.recycle(files, dir, self.id, number, self.segment_bytes)?);
+                    continue;
+                }
                 let number = log.active.number + 1 + log.next.len() as u64;
                 match Segment::create(&*self.files, &self.dir, self.id, number, self.segment_bytes)
                     .map_err(|e| no_space(&self.name, e))
@@ -242,28 +248,46 @@ impl Inner {
         }
     }
 
-    /// Makes a segment ahead of need; what the preparer's thread does.
-    pub(crate) fn prepare(&self) {
+    /// Makes a segment ahead of need, if one is wanted; what the preparer's thread does. Whether another may be wanted.
+    pub(crate) fn prepare(&self) -> bool {
+        let wanted = self.ready_wanted();
         let number = {
             let mut log = self.log.lock();
-            if !log.next.is_empty() || log.preparing {
-                return;
+            if log.next.len() >= wanted || log.preparing {
+                return false;
             }
             // From here on nobody else makes segments, so the file is ours alone.
             log.preparing = true;
-            log.active.number + 1
+            log.active.number + 1 + log.next.len() as u64
         };
-        let made = Segment::create(&*self.files, &self.dir, self.id, number, self.segment_bytes);
+        let spare = self.spare.lock().pop();
+        let made = match spare {
+            Some(spare) => spare.recycle(&*self.files, &self.dir, self.id, number, self.segment_bytes),
+            None => Segment::create(&*self.files, &self.dir, self.id, number, self.segment_bytes).and_then(
+                |segment| {
+                    if self.policy.lock().reserve_bytes > 0 {
+                        segment.write_through(&*self.files, self.segment_bytes).inspect_err(|_| {
+                            let _ = self.files.remove(&segment.path);
+                        })?;
+                    }
+                    Ok(segment)
+                },
+            ),
+        };
         let mut log = self.log.lock();
         log.preparing = false;
+        let ok = made.is_ok();
         match made {
             Ok(segment) => log.next.push_back(segment),
             Err(e) => {
                 log::warn!("group {}: the next segment cannot be made ahead: {e}", self.name);
-                self.keeper.ask_for_room();
+                if log.next.is_empty() {
+                    self.keeper.ask_for_room();
+                }
             }
         }
         self.room.notify_all();
+        ok
     }
 }
 

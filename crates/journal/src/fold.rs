@@ -65,11 +65,17 @@ impl Group {
         }
         let head = self.head().lsn;
         let mut cancelled = false;
-        i.trim(head, &mut |done, total| {
+        let edge = i.trim(head, &mut |done, total| {
             let go_on = progress(done, total);
             cancelled |= !go_on;
             go_on
         })?;
+        if edge.lsn < head {
+            return Err(Error::Conflict(format!(
+                "settling group {} stopped at LSN {} before {head}: an image was opened meanwhile; close it and settle again",
+                i.name, edge.lsn
+            )));
+        }
         if cancelled {
             return Err(Error::Conflict(format!(
                 "settling group {} was cancelled: what was folded stays folded; settle again to go on",
@@ -266,13 +272,14 @@ impl Inner {
     fn remove_below(&self, folded: Lsn) {
         let (first, _) = place(folded, self.segment_bytes);
         let mut gone: Vec<std::path::PathBuf> = Vec::new();
+        let mut retired: Vec<Arc<Segment>> = Vec::new();
         {
             let mut state = self.state.write();
             let active = state.active_number().unwrap_or(first);
             let first: SegmentNumber = first.min(active);
             let kept = state.segments.split_off(&first);
             let old = std::mem::replace(&mut state.segments, kept);
-            gone.extend(old.into_values().map(|s| s.path.clone()));
+            retired.extend(old.into_values());
             let kept = state.indexes.split_off(&first);
             let old = std::mem::replace(&mut state.indexes, kept);
             gone.extend(old.into_keys().map(|n| crate::index::index_path(&self.dir, n)));
@@ -286,6 +293,18 @@ impl Inner {
             }
             state.covers.retain(|_, cover| !cover.is_empty());
         }
+        let wanted = if self.policy.lock().reserve_bytes > 0 { self.ready_wanted() } else { 0 };
+        let mut spare = self.spare.lock();
+        for segment in retired {
+            // A segment that some reader still holds must not be written over.
+            match Arc::try_unwrap(segment) {
+                Ok(segment) if spare.len() < wanted => spare.push(segment),
+                Ok(segment) => gone.push(segment.path),
+                Err(segment) => gone.push(segment.path.clone()),
+            }
+        }
+        drop(spare);
+        self.preparer.wake();
         for path in gone {
             // Left-overs are removed when the group is opened.
             let _ = self.files.remove(&path);

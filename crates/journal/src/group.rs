@@ -98,6 +98,9 @@ pub struct Policy {
     pub window_ns: Option<u64>,
     /// Keep the journal's segments below this many bytes.
     pub limit_bytes: Option<u64>,
+    /// Keep up to this many bytes of segments ready ahead of need, written through once so that the medium has allocated them, and
+    /// write over segments that have left the window instead of removing them. Zero: one segment is kept ready, merely reserved.
+    pub reserve_bytes: u64,
 }
 
 /// What opening a group took.
@@ -107,7 +110,7 @@ pub struct Recovery {
     pub records_scanned: u64,
     /// Bytes of log read for that.
     pub bytes_scanned: u64,
-    /// Segments beyond the end of the log that were removed, in bytes.
+    /// Segments beyond the end of the log, in bytes: made ahead, or written and never part of history.
     pub discarded_bytes: u64,
     /// How long it took.
     pub duration_ns: u64,
@@ -219,6 +222,9 @@ pub(crate) struct Inner {
     pub(crate) background: bool,
     pub(crate) folding: Mutex<()>,
     pub(crate) tending: Mutex<()>,
+    pub(crate) one_sealer: Mutex<()>,
+    /// Segments that have left the window, to be written over.
+    pub(crate) spare: Mutex<Vec<Segment>>,
     pub(crate) control: Mutex<Superblock>,
     pub(crate) log: Mutex<Log>,
     pub(crate) state: RwLock<State>,
@@ -484,6 +490,7 @@ impl Group {
     pub fn set_policy(&self, policy: Policy) {
         *self.0.policy.lock() = policy;
         self.0.keeper.wake();
+        self.0.preparer.wake();
     }
 
     /// Stops the group: what was acknowledged is made durable; volumes and images then answer that they are gone.

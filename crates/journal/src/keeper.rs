@@ -67,7 +67,7 @@ impl Group {
     pub fn tend(&self) -> Result<()> {
         self.0.check_open()?;
         if !self.0.background {
-            self.0.prepare();
+            while self.0.prepare() {}
         }
         self.0.tend(false)
     }
@@ -102,8 +102,9 @@ impl Inner {
     /// The preparer's thread.
     pub(crate) fn run_preparer(&self) {
         while !self.closed.load(Ordering::Acquire) {
-            self.prepare();
-            self.preparer.wait(Duration::from_secs(3600));
+            if !self.prepare() {
+                self.preparer.wait(Duration::from_secs(3600));
+            }
         }
     }
 
@@ -121,6 +122,7 @@ impl Inner {
 
     /// Gives every full segment its index and runs.
     pub(crate) fn seal_all(&self) -> Result<()> {
+        let _one_at_a_time = self.one_sealer.lock();
         loop {
             let Some(sealing) = self.state.read().sealing.front().cloned() else { return Ok(()) };
             self.seal(&sealing)?;
@@ -169,12 +171,15 @@ impl Inner {
         let dir = index_dir(&self.dir);
         self.files.sync_dir(&dir).doing("syncing", &dir)?;
         let mut state = self.state.write();
-        for (timeline, run) in runs {
-            let cover = state.covers.entry(timeline).or_default();
-            cover.insert(RunKey::of_segment(number), Arc::new(run));
+        // Folding may have passed the segment meanwhile; then nobody needs its index, and opening the group removes the files.
+        if state.sealing.front().is_some_and(|s| s.segment.number == number) {
+            state.sealing.pop_front();
+            for (timeline, run) in runs {
+                let cover = state.covers.entry(timeline).or_default();
+                cover.insert(RunKey::of_segment(number), Arc::new(run));
+            }
+            state.indexes.insert(number, Arc::new(index));
         }
-        state.indexes.insert(number, Arc::new(index));
-        state.sealing.pop_front();
         drop(state);
         self.room.notify_all();
         Ok(())
@@ -236,7 +241,7 @@ impl Inner {
             }
             if let Some(limit_bytes) = policy.limit_bytes {
                 // Two segments always stay: the active one and one made ahead.
-                let allowed = (limit_bytes / self.segment_bytes).max(2);
+                let allowed = self.allotment(limit_bytes);
                 let newest = state.active_number().unwrap_or(0);
                 if let Some(first) = (newest + 2).checked_sub(allowed) {
                     target = target.max(first_lsn(first.min(newest), self.segment_bytes));
@@ -262,6 +267,22 @@ impl Inner {
             )
         });
         Ok(())
+    }
+
+    /// The segments that a limit allows, ready ones included. Two always are: the active one and one made ahead.
+    fn allotment(&self, limit_bytes: u64) -> u64 {
+        (limit_bytes / self.segment_bytes).max(2)
+    }
+
+    /// How many segments should be ready ahead of need: at least one, at most the reserve, and with those in use within the limit.
+    pub(crate) fn ready_wanted(&self) -> usize {
+        let policy = *self.policy.lock();
+        let mut wanted = policy.reserve_bytes / self.segment_bytes;
+        if let Some(limit_bytes) = policy.limit_bytes {
+            let used = self.state.read().segments.len() as u64;
+            wanted = wanted.min(self.allotment(limit_bytes).saturating_sub(used));
+        }
+        usize::try_from(wanted).unwrap_or(usize::MAX).max(1)
     }
 
     /// The disk is full: shortens the window by an eighth of its segments, at least one.

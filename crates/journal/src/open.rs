@@ -62,7 +62,7 @@ impl Group {
             volumes.insert(info.number, Arc::new(volume));
         }
         let mut tail = find_tail(&*files, dir, &memory)?;
-        tail.recovery.discarded_bytes = discard_strays(&*files, dir, &memory, &tail)?;
+        let spare = discard_strays(&*files, dir, &memory, &mut tail)?;
         let bookmarks = bookmarks(&*files, &memory, &tail)?;
         let newest_copy = newest_copy(&*files, &memory, &tail)?;
         // Records written from here on are told from whatever lies beyond the end, even after further crashes.
@@ -111,6 +111,8 @@ impl Group {
             background: options.background,
             folding: Mutex::new(()),
             tending: Mutex::new(()),
+            one_sealer: Mutex::new(()),
+            spare: Mutex::new(spare),
             control: Mutex::new(control),
             log: Mutex::new(log),
             state: RwLock::new(state),
@@ -337,21 +339,26 @@ fn scan_tail(
     }
 }
 
-/// Removes what is no part of the group: segments beyond the end or below the fold, half-written and stale indexes.
-fn discard_strays(files: &dyn Files, dir: &Path, memory: &Memory, tail: &Tail) -> Result<u64> {
-    let mut discarded_bytes = 0;
+/// Removes what is no part of the group: segments below the fold, half-written and stale indexes. Segments beyond the end of the log
+/// are set aside, to be written over.
+fn discard_strays(files: &dyn Files, dir: &Path, memory: &Memory, tail: &mut Tail) -> Result<Vec<Segment>> {
     let logs = log_dir(dir);
     let last = tail.segments.last_key_value().map_or(0, |(n, _)| *n);
+    let mut spare = Vec::new();
     for name in files.list(&logs).doing("listing", &logs)? {
-        match segment_number(&name) {
-            Some(n) if tail.segments.contains_key(&n) => {}
-            other => {
-                if other.is_some_and(|n| n > last) {
-                    discarded_bytes += memory.segment_bytes;
-                }
-                files.remove(&logs.join(&name)).doing("removing", &logs.join(&name))?;
+        let number = segment_number(&name);
+        if number.is_some_and(|n| tail.segments.contains_key(&n)) {
+            continue;
+        }
+        let path = logs.join(&name);
+        if number.is_some_and(|n| n > last) || name.ends_with(".spare") {
+            tail.recovery.discarded_bytes += memory.segment_bytes;
+            if let Some(segment) = Segment::set_aside(files, &path, memory.segment_bytes) {
+                spare.push(segment);
+                continue;
             }
         }
+        files.remove(&path).doing("removing", &path)?;
     }
     let indexes = index_dir(dir);
     for name in files.list(&indexes).doing("listing", &indexes)? {
@@ -376,7 +383,7 @@ fn discard_strays(files: &dyn Files, dir: &Path, memory: &Memory, tail: &Tail) -
             files.remove(&path).doing("removing", &path)?;
         }
     }
-    Ok(discarded_bytes)
+    Ok(spare)
 }
 
 fn marked_records(files: &dyn Files, memory: &Memory, tail: &Tail, opcode: Opcode) -> Result<Vec<Entry>> {

@@ -4,7 +4,7 @@
 //! reserved when a segment is made, ahead of need, so that running out of space shows then and never in the middle of a record.
 
 use std::{
-    io::IoSlice,
+    io::{self, IoSlice},
     path::{Path, PathBuf},
     sync::{
         atomic::{AtomicBool, Ordering},
@@ -91,6 +91,44 @@ impl Segment {
         Ok(Segment { number, path, file: OnceLock::from(file), settled: AtomicBool::new(false) })
     }
 
+    /// Makes a retired segment the one of `number`, written over from its start. The caller is its only holder.
+    pub(crate) fn recycle(
+        self,
+        files: &dyn Files,
+        dir: &Path,
+        id: Uuid,
+        number: SegmentNumber,
+        segment_bytes: u64,
+    ) -> Result<Segment> {
+        let path = segment_path(dir, number);
+        let made = (|| {
+            let file = Arc::clone(self.file(files).map_err(io::Error::other)?);
+            // No record begins where the first one will: what is left behind it is of another place of the log.
+            let empty = [0; crate::record::HEADER_BYTES];
+            let header = header(id, number, segment_bytes);
+            file.write_at(&[IoSlice::new(&header), IoSlice::new(&empty)], 0)?;
+            file.sync()?;
+            files.rename(&self.path, &path)?;
+            files.sync_dir(&log_dir(dir))?;
+            Ok(file)
+        })();
+        let file = made.doing("recycling journal segment", &self.path)?;
+        Ok(Segment { number, path, file: OnceLock::from(file), settled: AtomicBool::new(false) })
+    }
+
+    /// Writes zeros behind the header, so that the medium has allocated the space and writing it later is writing over.
+    pub(crate) fn write_through(&self, files: &dyn Files, segment_bytes: u64) -> Result<()> {
+        let file = self.file(files)?;
+        let zeros = vec![0; 1 << 20];
+        let mut at = SEGMENT_HEADER_BYTES;
+        while at < segment_bytes {
+            let n = (segment_bytes - at).min(zeros.len() as u64);
+            file.write_at(&[IoSlice::new(&zeros[..n as usize])], at).doing("writing", &self.path)?;
+            at += n;
+        }
+        self.sync(files)
+    }
+
     /// A segment that is there already; nothing is read yet.
     pub(crate) fn existing(dir: &Path, number: SegmentNumber, settled: bool) -> Segment {
         Segment {
@@ -99,6 +137,16 @@ impl Segment {
             file: OnceLock::new(),
             settled: AtomicBool::new(settled),
         }
+    }
+
+    /// Takes a left-over segment out of the row of numbers, so that it can be recycled later; `None` if it cannot be used.
+    pub(crate) fn set_aside(files: &dyn Files, path: &Path, segment_bytes: u64) -> Option<Segment> {
+        let aside = path.with_extension("spare");
+        let usable = files.open(path, Open::Read).and_then(|f| f.size()).is_ok_and(|n| n == segment_bytes);
+        if !usable || (aside != path && files.rename(path, &aside).is_err()) {
+            return None;
+        }
+        Some(Segment { number: 0, path: aside, file: OnceLock::new(), settled: AtomicBool::new(true) })
     }
 
     /// The open file.
