@@ -1,1 +1,273 @@
-//! (see the crate's first page)
+//! The iSCSI target (RFC 7143): targets with LUNs, their sessions, and the server that accepts them.
+//!
+//! The way of a write through this module: `accept` takes the connection and gives it a thread; `login` finds out who comes for
+//! which target; `session` is the loop that receives, parses, executes and sends; `commands` hands consecutive writes to the
+//! [`Lun`](crate::lun::Lun) as one batch straight from `buffers`; `transfers` gathers data that comes in several PDUs; `answers`
+//! words the replies; `outbox` brings back flushes that finished elsewhere; `manage` is everything that is not a SCSI command.
+//! `docs/iscsi.md` lists what is offered and where it stops.
+
+mod accept;
+mod answers;
+mod buffers;
+mod catalogue;
+mod commands;
+mod connection;
+mod login;
+mod manage;
+mod outbox;
+mod reads;
+mod registry;
+mod session;
+mod transfers;
+
+use crate::lun::LunRef;
+use accept::Listener;
+use catalogue::Catalogue;
+use parking_lot::Mutex;
+use registry::Registry;
+use std::io;
+use std::net::SocketAddr;
+use std::sync::atomic::AtomicUsize;
+use std::sync::Arc;
+use std::time::{Duration, Instant, SystemTime};
+
+/// What one server allows its initiators. The defaults suit an appliance.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Limits {
+    /// Connections at once; further ones are closed as they come.
+    pub connections_max: usize,
+    /// From accepting a connection to the end of its login.
+    pub login: Duration,
+    /// Without progress while a PDU is half received or an answer half sent.
+    pub stall: Duration,
+    /// Silence after which a session is asked for a sign of life.
+    pub idle: Duration,
+    /// How long that sign may take.
+    pub ping_answer: Duration,
+    /// Commands of one session that may be under way: the width of its CmdSN window.
+    pub tasks_max: u32,
+    /// Bytes one session's unfinished writes may hold.
+    pub session_bytes_max: usize,
+    /// Bytes all unfinished writes together may hold.
+    pub server_bytes_max: usize,
+}
+
+impl Default for Limits {
+    fn default() -> Limits {
+        Limits {
+            connections_max: 4096,
+            login: Duration::from_secs(15),
+            stall: Duration::from_secs(30),
+            idle: Duration::from_secs(30),
+            ping_answer: Duration::from_secs(30),
+            tasks_max: 128,
+            session_bytes_max: 64 << 20,
+            server_bytes_max: 1 << 30,
+        }
+    }
+}
+
+/// Why the server could not do what it was told.
+#[derive(Debug, thiserror::Error)]
+pub enum ServerError {
+    /// The address could not be listened on.
+    #[error("cannot listen for iSCSI on {address}: {source}")]
+    Bind {
+        /// Where.
+        address: SocketAddr,
+        /// The operating system's words.
+        source: io::Error,
+    },
+    /// The accepting thread could not be started.
+    #[error("cannot start the iSCSI server: {0}")]
+    Start(io::Error),
+    /// There is a target of this name.
+    #[error("an iSCSI target named {iqn:?} exists already; remove it first or choose another name")]
+    NameTaken {
+        /// The name.
+        iqn: String,
+    },
+    /// The name is not an iSCSI name, or the number not a LUN.
+    #[error("{name:?} cannot be used: a target needs an iqn., eui. or naa. name of up to 223 bytes, and a LUN a number up to 16383")]
+    BadName {
+        /// What was given.
+        name: String,
+    },
+    /// There is no target of this name.
+    #[error("no iSCSI target is named {iqn:?}")]
+    NoSuchTarget {
+        /// The name.
+        iqn: String,
+    },
+    /// The target has no such LUN.
+    #[error("iSCSI target {iqn:?} has no LUN {number}")]
+    NoSuchLun {
+        /// The target's name.
+        iqn: String,
+        /// The LUN.
+        number: u16,
+    },
+    /// It is removed, but some I/O has not come back in time and still holds a LUN.
+    #[error("{name} is removed, but I/O under way still holds it")]
+    StillInUse {
+        /// Target, or target and LUN.
+        name: String,
+    },
+}
+
+/// What is known of a session.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct SessionStatus {
+    /// Unique in this server's life.
+    pub id: u64,
+    /// The initiator's iSCSI name; empty before login.
+    pub initiator: String,
+    /// The target's; `None` for discovery and before login.
+    pub target: Option<String>,
+    /// The initiator's address.
+    pub peer: SocketAddr,
+    /// When it connected.
+    pub since: SystemTime,
+    /// SCSI commands received.
+    pub commands: u64,
+    /// Bytes of READ data sent.
+    pub read_bytes: u64,
+    /// Bytes of WRITE data captured.
+    pub written_bytes: u64,
+}
+
+/// How a stop went.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Stopped {
+    /// Connections that were cut because they did not end in time.
+    pub cut: usize,
+    /// Threads that had not returned when the stop did: their LUN did not answer.
+    pub left: usize,
+}
+
+/// Decides which initiator (first) sees which target (second), by their iSCSI names.
+pub type Access = Arc<dyn Fn(&str, &str) -> bool + Send + Sync>;
+
+/// What all connections share.
+struct Shared {
+    limits: Limits,
+    catalogue: Catalogue,
+    registry: Registry,
+    access: Mutex<Access>,
+    /// Bytes held by unfinished writes.
+    held_bytes: AtomicUsize,
+}
+
+/// A listening iSCSI server. Dropping it stops it without patience.
+pub struct Server {
+    shared: Arc<Shared>,
+    address: SocketAddr,
+    listeners: Mutex<Vec<Listener>>,
+}
+
+impl std::fmt::Debug for Server {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Server").field("address", &self.address).finish_non_exhaustive()
+    }
+}
+
+impl Server {
+    /// Listens on `address` (port 0 picks one), with no target yet.
+    ///
+    /// Errors: [`ServerError::Bind`], [`ServerError::Start`].
+    pub fn bind(address: SocketAddr, limits: Limits) -> Result<Server, ServerError> {
+        let shared = Arc::new(Shared {
+            limits,
+            catalogue: Catalogue::default(),
+            registry: Registry::default(),
+            access: Mutex::new(Arc::new(|_, _| true)),
+            held_bytes: AtomicUsize::new(0),
+        });
+        let listener = Listener::start(address, Arc::clone(&shared))?;
+        Ok(Server { shared, address: listener.address, listeners: Mutex::new(vec![listener]) })
+    }
+
+    /// Listens on a further address and returns it with its port. All portals are one portal group.
+    ///
+    /// Errors: [`ServerError::Bind`], [`ServerError::Start`].
+    pub fn listen(&self, address: SocketAddr) -> Result<SocketAddr, ServerError> {
+        let listener = Listener::start(address, Arc::clone(&self.shared))?;
+        let bound = listener.address;
+        self.listeners.lock().push(listener);
+        Ok(bound)
+    }
+
+    /// The first address in use.
+    pub fn address(&self) -> SocketAddr {
+        self.address
+    }
+
+    /// Decides from now on which logins and discoveries see which target. Sessions that exist stay.
+    pub fn set_access(&self, access: Access) {
+        *self.shared.access.lock() = access;
+    }
+
+    /// Adds a target without LUNs.
+    ///
+    /// Errors: [`ServerError::BadName`], [`ServerError::NameTaken`].
+    pub fn add_target(&self, iqn: &str) -> Result<(), ServerError> {
+        self.shared.catalogue.add(iqn)
+    }
+
+    /// Removes a target; its sessions are ended, and their I/O under way is waited for at most `patience`.
+    ///
+    /// Errors: [`ServerError::NoSuchTarget`], [`ServerError::StillInUse`].
+    pub fn remove_target(&self, iqn: &str, patience: Duration) -> Result<(), ServerError> {
+        let target = self.shared.catalogue.remove(iqn)?;
+        let deadline = Instant::now() + patience;
+        self.shared.registry.close_target(iqn);
+        let units = target.take_all();
+        drop(target);
+        for unit in units {
+            if !catalogue::let_go(&unit, deadline) {
+                return Err(ServerError::StillInUse { name: iqn.to_owned() });
+            }
+        }
+        Ok(())
+    }
+
+    /// Presents `lun` as number `number` of the target, instead of any that was there. Initiators are told by unit attention.
+    ///
+    /// Errors: [`ServerError::NoSuchTarget`], [`ServerError::BadName`] for a number above 16383.
+    pub fn set_lun(&self, iqn: &str, number: u16, lun: LunRef) -> Result<(), ServerError> {
+        self.shared.catalogue.find(iqn)?.set(number, lun)?;
+        self.shared.registry.wake_target(iqn);
+        Ok(())
+    }
+
+    /// Takes a LUN away: commands under way finish, waited for at most `patience`; later ones get LOGICAL UNIT NOT SUPPORTED.
+    ///
+    /// Errors: [`ServerError::NoSuchTarget`], [`ServerError::NoSuchLun`], [`ServerError::StillInUse`].
+    pub fn remove_lun(&self, iqn: &str, number: u16, patience: Duration) -> Result<(), ServerError> {
+        let unit = self.shared.catalogue.find(iqn)?.remove(number)?;
+        self.shared.registry.wake_target(iqn);
+        if !catalogue::let_go(&unit, Instant::now() + patience) {
+            return Err(ServerError::StillInUse { name: format!("LUN {number} of {iqn}") });
+        }
+        Ok(())
+    }
+
+    /// The connections there are, oldest first.
+    pub fn sessions(&self) -> Vec<SessionStatus> {
+        self.shared.registry.list()
+    }
+
+    /// Stops listening, asks every session to log out and cuts those that have not within `patience`. A second stop does nothing.
+    pub fn stop(&self, patience: Duration) -> Stopped {
+        for listener in self.listeners.lock().drain(..) {
+            listener.stop();
+        }
+        self.shared.registry.stop(patience)
+    }
+}
+
+impl Drop for Server {
+    fn drop(&mut self) {
+        self.stop(Duration::ZERO);
+    }
+}

@@ -1,1 +1,16 @@
-//! (see the crate's first page)
+//! The SCSI device server: what a logical unit answers to each command, whichever transport brought it.
+//!
+//! Where it stands on the way of a write: the session hands a parsed command to [`LogicalUnit::admit`], which says whether it may
+//! run now; plain reads and writes then go to the [`crate::lun::Lun`] straight from the session's buffers, everything else through
+//! [`LogicalUnit::execute`]. What is not implemented is refused with the standard's sense data, never answered with GOOD.
+
+mod blocks;
+mod execute;
+mod nexus;
+mod report;
+mod reservation;
+mod unit;
+
+pub use nexus::{Attention, InitiatorPort, Nexus};
+pub use report::{execute_without_unit, report_luns};
+pub use unit::{sense_of_read, sense_of_write, Done, LogicalUnit, Refusal, LIMITS};

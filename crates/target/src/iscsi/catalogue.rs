@@ -1,0 +1,117 @@
+//! Targets by name, and their logical units by number; both change while sessions use them.
+
+use super::ServerError;
+use crate::lun::LunRef;
+use crate::scsi::LogicalUnit;
+use parking_lot::RwLock;
+use playhead_wire::iscsi::text::is_iscsi_name;
+use std::collections::BTreeMap;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+/// Highest number of flat LUN addressing (SAM-5 4.7.7.3).
+const LUN_MAX: u16 = 16_383;
+
+/// One target.
+pub(super) struct Target {
+    pub(super) name: Arc<str>,
+    units: RwLock<BTreeMap<u16, Arc<LogicalUnit>>>,
+    /// Changes with `units`: sessions compare it to know their copy is stale.
+    generation: AtomicU64,
+}
+
+impl Target {
+    pub(super) fn generation(&self) -> u64 {
+        self.generation.load(Ordering::Acquire)
+    }
+
+    /// The units and the generation they belong to.
+    pub(super) fn units(&self) -> (u64, Vec<(u16, Arc<LogicalUnit>)>) {
+        let units = self.units.read();
+        let list = units.iter().map(|(n, unit)| (*n, Arc::clone(unit)));
+        (self.generation(), list.collect())
+    }
+
+    fn change<T>(&self, f: impl FnOnce(&mut BTreeMap<u16, Arc<LogicalUnit>>) -> T) -> T {
+        let mut units = self.units.write();
+        let result = f(&mut units);
+        for unit in units.values() {
+            unit.luns_changed();
+        }
+        self.generation.fetch_add(1, Ordering::AcqRel);
+        result
+    }
+
+    pub(super) fn set(&self, number: u16, lun: LunRef) -> Result<(), ServerError> {
+        if number > LUN_MAX {
+            return Err(ServerError::BadName { name: number.to_string() });
+        }
+        let unit = Arc::new(LogicalUnit::new(lun, Arc::clone(&self.name)));
+        self.change(|units| units.insert(number, unit));
+        Ok(())
+    }
+
+    pub(super) fn remove(&self, number: u16) -> Result<Arc<LogicalUnit>, ServerError> {
+        if !self.units.read().contains_key(&number) {
+            return Err(self.no_such_lun(number));
+        }
+        self.change(|units| units.remove(&number)).ok_or_else(|| self.no_such_lun(number))
+    }
+
+    fn no_such_lun(&self, number: u16) -> ServerError {
+        ServerError::NoSuchLun { iqn: self.name.to_string(), number }
+    }
+
+    pub(super) fn take_all(&self) -> Vec<Arc<LogicalUnit>> {
+        let units = self.change(std::mem::take);
+        units.into_values().collect()
+    }
+}
+
+/// Waits until the caller is the only one who holds `unit`. False: the deadline passed first.
+pub(super) fn let_go(unit: &Arc<LogicalUnit>, deadline: Instant) -> bool {
+    while Arc::strong_count(unit) > 1 {
+        if Instant::now() >= deadline {
+            return false;
+        }
+        std::thread::sleep(Duration::from_millis(2));
+    }
+    true
+}
+
+/// All targets.
+#[derive(Default)]
+pub(super) struct Catalogue {
+    targets: RwLock<BTreeMap<String, Arc<Target>>>,
+}
+
+impl Catalogue {
+    pub(super) fn add(&self, iqn: &str) -> Result<(), ServerError> {
+        if !is_iscsi_name(iqn) {
+            return Err(ServerError::BadName { name: iqn.to_owned() });
+        }
+        let mut targets = self.targets.write();
+        if targets.contains_key(iqn) {
+            return Err(ServerError::NameTaken { iqn: iqn.to_owned() });
+        }
+        let target =
+            Target { name: iqn.into(), units: RwLock::new(BTreeMap::new()), generation: AtomicU64::new(0) };
+        targets.insert(iqn.to_owned(), Arc::new(target));
+        Ok(())
+    }
+
+    pub(super) fn find(&self, iqn: &str) -> Result<Arc<Target>, ServerError> {
+        let no_such = || ServerError::NoSuchTarget { iqn: iqn.to_owned() };
+        self.targets.read().get(iqn).cloned().ok_or_else(no_such)
+    }
+
+    pub(super) fn remove(&self, iqn: &str) -> Result<Arc<Target>, ServerError> {
+        let no_such = || ServerError::NoSuchTarget { iqn: iqn.to_owned() };
+        self.targets.write().remove(iqn).ok_or_else(no_such)
+    }
+
+    pub(super) fn names(&self) -> Vec<String> {
+        self.targets.read().keys().cloned().collect()
+    }
+}

@@ -1,0 +1,128 @@
+//! One connection from its first byte to its last: login, then the session; waiting for the socket or the outbox.
+
+use super::answers::Answers;
+use super::buffers::{Progress, ReceiveBuffer};
+use super::registry::Handle;
+use super::session::Session;
+use super::{login, Shared};
+use playhead_wire::iscsi::{digest, Frame};
+use rustix::event::{poll, PollFd, PollFlags, Timespec};
+use std::net::TcpStream;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+/// Why a connection ends.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) enum Ended {
+    /// The peer closed it, or it broke.
+    Peer,
+    /// It logged out, or someone here decided so.
+    Done,
+    /// The peer broke a rule or a time limit.
+    Fault(String),
+}
+
+/// A socket with its buffers.
+pub(super) struct Link {
+    pub(super) socket: TcpStream,
+    pub(super) received: ReceiveBuffer,
+    /// When the first byte of the PDU at the start of `received` had come, if it is not whole.
+    pub(super) partial_since: Option<Instant>,
+    /// When the send buffer last got shorter, while something waits in it.
+    pub(super) sending_since: Option<Instant>,
+}
+
+/// What a wait brought.
+#[derive(Debug, Clone, Copy, Default)]
+pub(super) struct Ready {
+    pub(super) readable: bool,
+    pub(super) writable: bool,
+}
+
+impl Link {
+    /// Waits for the socket (`read`, `write`) or the outbox, at most `timeout`.
+    pub(super) fn wait(&self, handle: &Handle, read: bool, write: bool, timeout: Duration) -> Ready {
+        if !handle.outbox.may_sleep() {
+            return Ready::default();
+        }
+        let mut wanted = PollFlags::empty();
+        wanted.set(PollFlags::IN, read);
+        wanted.set(PollFlags::OUT, write);
+        let mut fds = [
+            PollFd::new(&self.socket, wanted),
+            PollFd::from_borrowed_fd(handle.outbox.bell(), PollFlags::IN),
+        ];
+        let timeout =
+            Timespec { tv_sec: timeout.as_secs().min(3600) as i64, tv_nsec: timeout.subsec_nanos().into() };
+        // An error (EINTR) is a wait that brought nothing.
+        let _ = poll(&mut fds, Some(&timeout));
+        let socket = fds[0].revents();
+        handle.outbox.woke(!fds[1].revents().is_empty());
+        let broken = socket.intersects(PollFlags::ERR | PollFlags::HUP);
+        Ready {
+            readable: socket.contains(PollFlags::IN) || broken,
+            writable: socket.contains(PollFlags::OUT) || broken,
+        }
+    }
+
+    /// Sends until the socket takes no more.
+    pub(super) fn send(&mut self, answers: &mut Answers) -> Result<(), Ended> {
+        while answers.out.len() > 0 {
+            match answers.out.send(&self.socket) {
+                Progress::Some(_) => self.sending_since = None,
+                Progress::Blocked => {
+                    self.sending_since.get_or_insert_with(Instant::now);
+                    return Ok(());
+                }
+                Progress::Ended => return Err(Ended::Peer),
+            }
+        }
+        self.sending_since = None;
+        Ok(())
+    }
+
+    /// The whole PDU at the start of the receive buffer, its header digest checked; or how many bytes it will have.
+    pub(super) fn next_frame(
+        &mut self,
+        digests: playhead_wire::iscsi::bhs::Digests,
+        limit_bytes: usize,
+    ) -> Result<Result<Frame, usize>, Ended> {
+        let unread = self.received.unread();
+        let frame = Frame::new_checked(unread, digests, limit_bytes)
+            .map_err(|error| Ended::Fault(error.to_string()))?;
+        let whole = match frame {
+            None => Err(playhead_wire::iscsi::BHS_LEN),
+            Some(frame) if unread.len() < frame.total_len => Err(frame.total_len),
+            Some(frame) => Ok(frame),
+        };
+        match whole {
+            Err(_) if unread.is_empty() => self.partial_since = None,
+            Err(_) => {
+                self.partial_since.get_or_insert_with(Instant::now);
+            }
+            Ok(frame) => {
+                self.partial_since = None;
+                // A damaged header leaves nothing to trust, not even where the next one starts (RFC 7143 7.8).
+                if digests.header && !digest::header_matches(unread, &frame) {
+                    return Err(Ended::Fault("header digest error".to_owned()));
+                }
+            }
+        }
+        Ok(whole)
+    }
+}
+
+/// Serves one connection until it ends.
+pub(super) fn run(socket: TcpStream, handle: Arc<Handle>, shared: Arc<Shared>) {
+    let mut link =
+        Link { socket, received: ReceiveBuffer::default(), partial_since: None, sending_since: None };
+    let peer = handle.peer;
+    let ended = match login::run(&mut link, &handle, &shared) {
+        Ok(logged_in) => Session::new(link, Arc::clone(&handle), shared, logged_in).run(),
+        Err(ended) => ended,
+    };
+    if let Ended::Fault(fault) = ended {
+        let name = handle.key.get().map_or("", |key| &key.initiator);
+        log::warn!("iSCSI connection of {peer} {name} closed: {fault}");
+    }
+}

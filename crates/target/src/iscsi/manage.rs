@@ -1,0 +1,324 @@
+//! Everything in a session that is not a SCSI command: task management, NOP, text, logout, asynchronous messages.
+
+use super::connection::Ended;
+use super::login::WISHES;
+use super::session::{Order, Session};
+use playhead_wire::iscsi::bhs::BHS_LEN;
+use playhead_wire::iscsi::request::{function, LogoutRequest, NopOut, TaskManagement, TextRequest};
+use playhead_wire::iscsi::response::{reject, Response};
+use playhead_wire::iscsi::{text, SerialNumber, RESERVED_TAG};
+use std::net::{IpAddr, SocketAddr};
+use std::sync::Arc;
+use std::time::Instant;
+
+/// Most text of one request, in bytes.
+const TEXT_MAX_BYTES: usize = 32 << 10;
+
+/// Task management responses (RFC 7143 11.6.1).
+mod outcome {
+    pub(super) const COMPLETE: u8 = 0;
+    pub(super) const NO_TASK: u8 = 1;
+    pub(super) const NO_LUN: u8 = 2;
+    pub(super) const NO_REASSIGNMENT: u8 = 4;
+    pub(super) const NOT_SUPPORTED: u8 = 5;
+}
+
+/// A text negotiation under way.
+#[derive(Debug, Default)]
+pub(super) struct Texts {
+    /// What the initiator must quote to go on.
+    ttt: Option<u32>,
+    asked: Vec<u8>,
+    answer: Vec<u8>,
+    /// How much of the answer is sent.
+    sent: usize,
+}
+
+impl Session {
+    pub(super) fn task_management(
+        &mut self,
+        request: &TaskManagement,
+        bhs: &[u8; BHS_LEN],
+    ) -> Result<(), Ended> {
+        if self.order(request.immediate, request.cmd_sn, bhs)? == Order::Ignore {
+            return Ok(());
+        }
+        // What came before is captured before anything is aborted.
+        self.submit_batch();
+        if self.target.is_none() {
+            self.reject(reject::PROTOCOL, bhs);
+            return Ok(());
+        }
+        let mut cold = false;
+        let response = match request.function {
+            function::ABORT_TASK => self.abort_task(request),
+            function::ABORT_TASK_SET | function::CLEAR_TASK_SET | function::LOGICAL_UNIT_RESET => {
+                match self.view(request.lun) {
+                    None => outcome::NO_LUN,
+                    Some(at) => {
+                        self.abort_transfers(Some(request.lun));
+                        let view = self.views[at].clone();
+                        self.abort_flushing(|flushing| Arc::ptr_eq(&flushing.view.unit, &view.unit));
+                        match request.function {
+                            function::CLEAR_TASK_SET => view.unit.clear_task_set(&view.nexus),
+                            function::LOGICAL_UNIT_RESET => view.unit.reset(),
+                            _ => {}
+                        }
+                        outcome::COMPLETE
+                    }
+                }
+            }
+            function::TARGET_WARM_RESET | function::TARGET_COLD_RESET => {
+                self.abort_transfers(None);
+                self.abort_flushing(|_| true);
+                for view in &self.views {
+                    view.unit.reset();
+                }
+                cold = request.function == function::TARGET_COLD_RESET;
+                outcome::COMPLETE
+            }
+            function::TASK_REASSIGN => outcome::NO_REASSIGNMENT,
+            _ => outcome::NOT_SUPPORTED,
+        };
+        let answer = Response::TaskManagement { response, itt: request.itt };
+        self.answers.pdu(&answer, &[], true);
+        if cold {
+            // A cold reset ends every session of the target, this one after its answer (RFC 7143 11.5.1).
+            self.closing = true;
+            if let Some(target) = &self.target {
+                self.shared.registry.close_others_of_target(&target.name, self.handle.id);
+            }
+        }
+        Ok(())
+    }
+
+    fn abort_task(&mut self, request: &TaskManagement) -> u8 {
+        let itt = request.referenced_itt;
+        if self.abort_transfer(itt) {
+            return outcome::COMPLETE;
+        }
+        let mut found = None;
+        for flushing in self.flushing.values_mut() {
+            if let Some(at) = flushing.endings.iter().position(|e| e.itt == itt) {
+                found = Some(flushing.endings.remove(at));
+            }
+        }
+        if let Some(ending) = found {
+            self.answers.finish(ending.immediate);
+            return outcome::COMPLETE;
+        }
+        // A command that is yet to come counts as aborted; one that has ended does not exist (RFC 7143 11.6.1).
+        let referenced = SerialNumber(request.ref_cmd_sn);
+        let last = self.answers.max_cmd_sn();
+        if !request.immediate || !referenced.is_within(self.answers.exp_cmd_sn, last) {
+            return outcome::NO_TASK;
+        }
+        outcome::COMPLETE
+    }
+
+    fn abort_flushing(&mut self, chosen: impl Fn(&super::commands::Flushing) -> bool) {
+        for flushing in self.flushing.values_mut() {
+            if chosen(flushing) {
+                for ending in flushing.endings.drain(..) {
+                    self.answers.finish(ending.immediate);
+                }
+            }
+        }
+    }
+
+    pub(super) fn nop_out(
+        &mut self,
+        request: &NopOut,
+        data_at: usize,
+        data_len: usize,
+        bhs: &[u8; BHS_LEN],
+    ) -> Result<(), Ended> {
+        if self.order(request.immediate, request.cmd_sn, bhs)? == Order::Ignore {
+            return Ok(());
+        }
+        if request.itt == RESERVED_TAG {
+            return Ok(()); // the answer to a ping
+        }
+        let len = data_len.min(self.answers.max_send_bytes);
+        let echo = Response::NopIn { lun: [0; 8], itt: request.itt, ttt: RESERVED_TAG };
+        let data = self.link.received.at(data_at, len);
+        self.answers.pdu(&echo, data, true);
+        Ok(())
+    }
+
+    pub(super) fn logout(&mut self, request: &LogoutRequest, bhs: &[u8; BHS_LEN]) -> Result<(), Ended> {
+        if self.order(request.immediate, request.cmd_sn, bhs)? == Order::Ignore {
+            return Ok(());
+        }
+        self.submit_batch();
+        let response = match request.reason {
+            0 => 0,
+            1 if request.cid == self.cid => 0,
+            1 => 1,
+            2 => 2,
+            _ => {
+                self.reject(reject::INVALID_FIELD, bhs);
+                return Ok(());
+            }
+        };
+        let answer = Response::Logout {
+            response,
+            itt: request.itt,
+            time_to_wait_s: self.parameters.time_to_wait_s as u16,
+            time_to_retain_s: 0,
+        };
+        self.answers.pdu(&answer, &[], true);
+        self.closing = response == 0;
+        Ok(())
+    }
+
+    /// Asks the initiator to leave by `at` (RFC 7143 11.9.1, event 1).
+    pub(super) fn ask_for_logout(&mut self, at: Instant) {
+        let seconds = at.saturating_duration_since(Instant::now()).as_secs();
+        let message = Response::Async {
+            event: 1,
+            parameters: [0, 0, u16::try_from(seconds).unwrap_or(u16::MAX).max(1)],
+        };
+        self.answers.pdu(&message, &[], true);
+    }
+
+    pub(super) fn text(
+        &mut self,
+        request: &TextRequest,
+        data_at: usize,
+        data_len: usize,
+        bhs: &[u8; BHS_LEN],
+    ) -> Result<(), Ended> {
+        if self.order(request.immediate, request.cmd_sn, bhs)? == Order::Ignore {
+            return Ok(());
+        }
+        if request.ttt == RESERVED_TAG {
+            self.texts = Texts::default();
+        } else if self.texts.ttt != Some(request.ttt) {
+            self.reject(reject::PROTOCOL, bhs);
+            return Ok(());
+        }
+        if self.texts.asked.len() + data_len > TEXT_MAX_BYTES {
+            self.texts = Texts::default();
+            self.reject(reject::OUT_OF_RESOURCES, bhs);
+            return Ok(());
+        }
+        let data = self.link.received.at(data_at, data_len);
+        self.texts.asked.extend_from_slice(data);
+        if !request.continues && !self.texts.asked.is_empty() {
+            let asked = std::mem::take(&mut self.texts.asked);
+            let Some(answer) = self.answer_text(&asked) else {
+                self.texts = Texts::default();
+                self.reject(reject::PROTOCOL, bhs);
+                return Ok(());
+            };
+            self.texts.answer = answer;
+            self.texts.sent = 0;
+        }
+        let left = self.texts.answer.len() - self.texts.sent;
+        let len = left.min(self.answers.max_send_bytes);
+        let continues = len < left;
+        let is_final = request.is_final && !request.continues && !continues;
+        let ttt = if is_final { RESERVED_TAG } else { self.transfers.next_tag() };
+        let response = Response::Text { is_final, continues, itt: request.itt, ttt };
+        let part = &self.texts.answer[self.texts.sent..self.texts.sent + len];
+        self.answers.pdu(&response, part, true);
+        self.texts.sent += len;
+        if is_final {
+            self.texts = Texts::default();
+        } else {
+            self.texts.ttt = Some(ttt);
+        }
+        Ok(())
+    }
+
+    /// Answers the keys of a text request. `None`: the text is not pairs.
+    fn answer_text(&mut self, asked: &[u8]) -> Option<Vec<u8>> {
+        let mut answer = Vec::new();
+        for pair in text::pairs(asked) {
+            let (key, value) = pair.ok()?;
+            match key {
+                "SendTargets" => match self.send_targets(value) {
+                    Some(names) => self.push_targets(&names, &mut answer),
+                    None => text::push(&mut answer, key, "Reject"),
+                },
+                "MaxRecvDataSegmentLength" => {
+                    // The one parameter that may be declared anew (RFC 7143 13.12).
+                    let mut parameters = self.parameters;
+                    parameters.offer(key, value, &WISHES);
+                    self.parameters.max_send_bytes = parameters.max_send_bytes;
+                    self.answers.max_send_bytes = parameters.max_send_bytes as usize;
+                    text::push(&mut answer, key, &WISHES.max_recv_bytes.to_string());
+                }
+                "InitiatorAlias" => {}
+                "HeaderDigest"
+                | "DataDigest"
+                | "MaxConnections"
+                | "InitialR2T"
+                | "ImmediateData"
+                | "MaxBurstLength"
+                | "FirstBurstLength"
+                | "DefaultTime2Wait"
+                | "DefaultTime2Retain"
+                | "MaxOutstandingR2T"
+                | "DataPDUInOrder"
+                | "DataSequenceInOrder"
+                | "ErrorRecoveryLevel"
+                | "SessionType"
+                | "InitiatorName"
+                | "TargetName"
+                | "AuthMethod" => {
+                    // Only during login.
+                    text::push(&mut answer, key, "Reject");
+                }
+                _ => text::push(&mut answer, key, "NotUnderstood"),
+            }
+        }
+        Some(answer)
+    }
+
+    /// The targets a SendTargets is to name (RFC 7143 appendix C); `None` refuses the value.
+    ///
+    /// In a normal session `All` names the session's own target: other targets are for discovery to tell.
+    fn send_targets(&self, value: &str) -> Option<Vec<String>> {
+        let access = Arc::clone(&self.shared.access.lock());
+        match (&self.target, value) {
+            (Some(target), "" | "All") => Some(vec![target.name.to_string()]),
+            (None, "All") => {
+                let mut names = self.shared.catalogue.names();
+                names.retain(|name| access(&self.port.name, name));
+                Some(names)
+            }
+            (_, name) if text::is_iscsi_name(name) => {
+                let own = self.target.as_ref().map(|target| &*target.name);
+                let seen = own.is_none_or(|own| own == name)
+                    && self.shared.catalogue.find(name).is_ok()
+                    && access(&self.port.name, name);
+                Some(if seen { vec![name.to_owned()] } else { Vec::new() })
+            }
+            _ => None,
+        }
+    }
+
+    /// Names targets at the portal address the initiator came in by.
+    fn push_targets(&self, names: &[String], answer: &mut Vec<u8>) {
+        let address = self.link.socket.local_addr().ok().map(plain);
+        for name in names {
+            text::push(answer, "TargetName", name);
+            if let Some(address) = address {
+                text::push(answer, "TargetAddress", &format!("{address},1"));
+            }
+        }
+    }
+}
+
+/// An IPv4 address that came in by an IPv6 socket is an IPv4 address to the initiator.
+fn plain(address: SocketAddr) -> SocketAddr {
+    match address.ip() {
+        IpAddr::V6(v6) => match v6.to_ipv4_mapped() {
+            Some(v4) => SocketAddr::new(IpAddr::V4(v4), address.port()),
+            None => address,
+        },
+        IpAddr::V4(_) => address,
+    }
+}

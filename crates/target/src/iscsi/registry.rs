@@ -1,0 +1,182 @@
+//! The connections there are: for status, for reinstatement, for being told things.
+
+use super::outbox::{Event, Outbox};
+use super::{SessionStatus, Stopped};
+use parking_lot::{Condvar, Mutex};
+use std::collections::BTreeMap;
+use std::net::{Shutdown, SocketAddr, TcpStream};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Arc, OnceLock};
+use std::time::{Duration, Instant, SystemTime};
+
+/// What cutting a connection is given to take effect.
+const CUT_PATIENCE: Duration = Duration::from_secs(1);
+
+/// Which session this is: one initiator port and one target have at most one (RFC 7143 6.3.5).
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) struct SessionKey {
+    pub(super) initiator: Arc<str>,
+    pub(super) isid: [u8; 6],
+    /// `None` for discovery.
+    pub(super) target: Option<Arc<str>>,
+    pub(super) tsih: u16,
+}
+
+/// One connection, as others see it.
+#[derive(Debug)]
+pub(super) struct Handle {
+    pub(super) id: u64,
+    pub(super) peer: SocketAddr,
+    pub(super) since: SystemTime,
+    pub(super) outbox: Outbox,
+    pub(super) key: OnceLock<SessionKey>,
+    /// A second descriptor of the connection, to cut it with.
+    pub(super) socket: TcpStream,
+    pub(super) commands: AtomicU64,
+    pub(super) read_bytes: AtomicU64,
+    pub(super) written_bytes: AtomicU64,
+}
+
+/// All connections.
+#[derive(Default)]
+pub(super) struct Registry {
+    handles: Mutex<BTreeMap<u64, Arc<Handle>>>,
+    ended: Condvar,
+    stopping: AtomicBool,
+    next_id: AtomicU64,
+    next_tsih: AtomicU64,
+}
+
+impl Registry {
+    /// Enters a connection. `None`: there are `most` already, or the server stops.
+    pub(super) fn enter(
+        &self,
+        peer: SocketAddr,
+        socket: TcpStream,
+        most: usize,
+    ) -> std::io::Result<Option<Arc<Handle>>> {
+        let outbox = Outbox::new()?;
+        let mut handles = self.handles.lock();
+        if handles.len() >= most || self.stopping.load(Ordering::SeqCst) {
+            return Ok(None);
+        }
+        let handle = Arc::new(Handle {
+            id: self.next_id.fetch_add(1, Ordering::Relaxed),
+            peer,
+            since: SystemTime::now(),
+            outbox,
+            key: OnceLock::new(),
+            socket,
+            commands: AtomicU64::new(0),
+            read_bytes: AtomicU64::new(0),
+            written_bytes: AtomicU64::new(0),
+        });
+        handles.insert(handle.id, Arc::clone(&handle));
+        Ok(Some(handle))
+    }
+
+    /// Takes a connection out; its thread is about to return.
+    pub(super) fn leave(&self, id: u64) {
+        self.handles.lock().remove(&id);
+        self.ended.notify_all();
+    }
+
+    /// A number for a new session, never zero.
+    pub(super) fn next_tsih(&self) -> u16 {
+        (self.next_tsih.fetch_add(1, Ordering::Relaxed) % 0xffff) as u16 + 1
+    }
+
+    /// Whether a session other than `except` has this key, TSIH included.
+    pub(super) fn has_session(&self, key: &SessionKey) -> bool {
+        let handles = self.handles.lock();
+        handles.values().any(|h| h.key.get() == Some(key))
+    }
+
+    /// Makes `handle` the session of `key`, after any older one of the same name, ISID and target has ended
+    /// (session reinstatement, RFC 7143 6.3.5). False: the older one did not end in time.
+    pub(super) fn establish(&self, handle: &Handle, key: SessionKey, patience: Duration) -> bool {
+        let deadline = Instant::now() + patience;
+        let mut handles = self.handles.lock();
+        loop {
+            let mut older = false;
+            for other in handles.values().filter(|other| other.id != handle.id) {
+                let same = other.key.get().is_some_and(|k| {
+                    k.initiator == key.initiator && k.isid == key.isid && k.target == key.target
+                });
+                if same && key.target.is_some() {
+                    other.outbox.push(Event::Close);
+                    older = true;
+                }
+            }
+            if !older {
+                return handle.key.set(key).is_ok();
+            }
+            if self.ended.wait_until(&mut handles, deadline).timed_out() {
+                return false;
+            }
+        }
+    }
+
+    fn tell(&self, event: impl Fn() -> Event, chosen: impl Fn(&SessionKey) -> bool) {
+        for handle in self.handles.lock().values() {
+            if handle.key.get().is_some_and(&chosen) {
+                handle.outbox.push(event());
+            }
+        }
+    }
+
+    /// Has the sessions of a target look at its units again.
+    pub(super) fn wake_target(&self, iqn: &str) {
+        self.tell(|| Event::UnitsChanged, |key| key.target.as_deref() == Some(iqn));
+    }
+
+    /// Ends the sessions of a target.
+    pub(super) fn close_target(&self, iqn: &str) {
+        self.tell(|| Event::Close, |key| key.target.as_deref() == Some(iqn));
+    }
+
+    /// As [`Registry::close_target`], sparing one connection.
+    pub(super) fn close_others_of_target(&self, iqn: &str, spared: u64) {
+        for handle in self.handles.lock().values().filter(|h| h.id != spared) {
+            let key = handle.key.get();
+            if key.is_some_and(|key| key.target.as_deref() == Some(iqn)) {
+                handle.outbox.push(Event::Close);
+            }
+        }
+    }
+
+    pub(super) fn list(&self) -> Vec<SessionStatus> {
+        let handles = self.handles.lock();
+        let status = |h: &Arc<Handle>| SessionStatus {
+            id: h.id,
+            initiator: h.key.get().map_or(String::new(), |key| key.initiator.to_string()),
+            target: h.key.get().and_then(|key| key.target.as_ref().map(|name| name.to_string())),
+            peer: h.peer,
+            since: h.since,
+            commands: h.commands.load(Ordering::Relaxed),
+            read_bytes: h.read_bytes.load(Ordering::Relaxed),
+            written_bytes: h.written_bytes.load(Ordering::Relaxed),
+        };
+        handles.values().map(status).collect()
+    }
+
+    /// Ends all connections; see [`super::Server::stop`].
+    pub(super) fn stop(&self, patience: Duration) -> Stopped {
+        self.stopping.store(true, Ordering::SeqCst);
+        let deadline = Instant::now() + patience;
+        let mut handles = self.handles.lock();
+        for handle in handles.values() {
+            handle.outbox.push(Event::Stop(deadline));
+        }
+        while !handles.is_empty() && !self.ended.wait_until(&mut handles, deadline).timed_out() {}
+        let cut = handles.len();
+        for handle in handles.values() {
+            // Errors mean that the peer was faster.
+            let _ = handle.socket.shutdown(Shutdown::Both);
+            handle.outbox.push(Event::Close);
+        }
+        let deadline = Instant::now() + CUT_PATIENCE;
+        while !handles.is_empty() && !self.ended.wait_until(&mut handles, deadline).timed_out() {}
+        Stopped { cut, left: handles.len() }
+    }
+}

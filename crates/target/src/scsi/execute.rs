@@ -1,0 +1,144 @@
+//! Running the commands that are not plain reads and writes.
+
+use super::nexus::Nexus;
+use super::report;
+use super::unit::{Done, LogicalUnit, Refusal};
+use crate::lun::BLOCK_BYTES;
+use playhead_wire::scsi::capacity;
+use playhead_wire::scsi::mode::{self, Device};
+use playhead_wire::scsi::{Command, Sense};
+use std::sync::atomic::Ordering;
+
+/// Two to this power logical blocks are a physical one of 4 KiB.
+const PHYSICAL_EXPONENT: u8 = 3;
+
+impl LogicalUnit {
+    fn device(&self) -> Device {
+        Device {
+            block_count: self.lun.block_count(),
+            block_bytes: BLOCK_BYTES as u32,
+            write_protected: self.lun.read_only() || self.settings().write_protect,
+        }
+    }
+
+    /// Runs an admitted command. `data_out` is what the initiator sent; data for it is appended to the empty `data_in`,
+    /// already cut to the allocation length.
+    ///
+    /// READ and WRITE are not for here: the session moves their data itself. They, and REPORT LUNS, which is about the target,
+    /// end in INTERNAL TARGET FAILURE.
+    pub fn execute(
+        &self,
+        nexus: &Nexus,
+        command: &Command,
+        data_out: &[u8],
+        data_in: &mut Vec<u8>,
+    ) -> Result<Done, Refusal> {
+        let mut allocation = u32::MAX;
+        let mut done = Done::Good;
+        match *command {
+            Command::TestUnitReady | Command::PreventAllow { .. } => {}
+            // PRE-FETCH may end in GOOD without having cached everything (SBC-3 5.10).
+            Command::PreFetch { .. } => {}
+            Command::RequestSense { descriptor, allocation_bytes } => {
+                allocation = allocation_bytes;
+                let sense = nexus.take_attention().unwrap_or(Sense::NONE);
+                sense.emit(descriptor, data_in);
+            }
+            Command::Inquiry { page, allocation_bytes } => {
+                allocation = allocation_bytes;
+                report::inquiry(self, page, data_in)?;
+            }
+            Command::ModeSense(request) => {
+                allocation = request.allocation_bytes;
+                mode::emit_sense(&request, &self.settings(), &self.device(), data_in)?;
+            }
+            Command::ModeSelect { long, .. } => {
+                let chosen = mode::parse_select(data_out, long, &self.settings(), &self.device())?;
+                // Turning the cache off promises that what it held is safe.
+                if self.settings().write_cache && !chosen.write_cache {
+                    done = Done::AfterFlush;
+                }
+                self.set_settings(chosen, nexus);
+            }
+            Command::StartStopUnit { start, load_eject } => {
+                if load_eject {
+                    return Err(Sense::in_cdb(4, Some(1)).into()); // the medium is not removable
+                }
+                self.stopped.store(!start, Ordering::Relaxed);
+                if !start {
+                    done = Done::AfterFlush;
+                }
+            }
+            Command::ReadCapacity10 => {
+                let count = self.lun.block_count();
+                capacity::emit_read_capacity_10(count, BLOCK_BYTES as u32, data_in);
+            }
+            Command::ReadCapacity16 { allocation_bytes } => {
+                allocation = allocation_bytes;
+                let count = self.lun.block_count();
+                capacity::emit_read_capacity_16(count, BLOCK_BYTES as u32, PHYSICAL_EXPONENT, data_in);
+            }
+            Command::GetLbaStatus { lba, allocation_bytes } => {
+                allocation = allocation_bytes;
+                self.lba_status(lba, allocation_bytes, data_in)?;
+            }
+            Command::SynchronizeCache { immediate, .. } => {
+                done = if immediate { Done::GoodAndFlush } else { Done::AfterFlush };
+            }
+            Command::WriteAndVerify { blocks, compare } => {
+                self.write_and_verify(blocks, compare, data_out)?;
+                done = Done::AfterFlush;
+            }
+            Command::Verify { blocks, check } => self.verify(blocks, check, data_out)?,
+            Command::WriteSame(request) => {
+                self.write_same(&request, data_out)?;
+                done = self.after_change(false);
+            }
+            Command::Unmap { .. } => {
+                self.unmap(data_out)?;
+                done = self.after_change(false);
+            }
+            Command::CompareAndWrite(blocks) => {
+                self.compare_and_write(blocks, data_out)?;
+                done = self.after_change(blocks.fua);
+            }
+            Command::ReportSupportedOpcodes {
+                timeouts,
+                options,
+                opcode,
+                service_action,
+                allocation_bytes,
+            } => {
+                allocation = allocation_bytes;
+                report::opcodes(timeouts, options, opcode, service_action, data_in)?;
+            }
+            Command::ReportSupportedTmfs { extended, allocation_bytes } => {
+                allocation = allocation_bytes;
+                report::task_management(extended, data_in);
+            }
+            Command::Reserve6 => self.reserve_6(nexus)?,
+            Command::Release6 => self.with_reservations(|r| r.release_6(nexus.id)),
+            Command::PersistentReserveIn { service_action, allocation_bytes } => {
+                allocation = allocation_bytes;
+                self.reserve_in(service_action, data_in)?;
+            }
+            Command::PersistentReserveOut { service_action, scope, kind, .. } => {
+                self.reserve_out(nexus, service_action, scope, kind, data_out)?
+            }
+            Command::Read(_) | Command::Write(_) | Command::ReportLuns { .. } => {
+                return Err(Sense::INTERNAL_FAILURE.into());
+            }
+        }
+        data_in.truncate(usize::try_from(allocation).unwrap_or(usize::MAX));
+        Ok(done)
+    }
+
+    /// How a change ends: with FUA, or with the write cache off, only after a flush.
+    pub fn after_change(&self, fua: bool) -> Done {
+        if fua || !self.settings().write_cache {
+            Done::AfterFlush
+        } else {
+            Done::Good
+        }
+    }
+}

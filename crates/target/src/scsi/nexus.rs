@@ -1,0 +1,116 @@
+//! I_T_L nexuses: what one initiator port and one logical unit remember of each other (SAM-5 4.5).
+
+use playhead_wire::scsi::Sense;
+use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
+use std::sync::Arc;
+
+/// Who an initiator port is: its name and the ISID of its session (RFC 7143 4.4.3). Survives the session.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct InitiatorPort {
+    /// iSCSI name.
+    pub name: Arc<str>,
+    /// The initiator's part of the session id.
+    pub isid: [u8; 6],
+}
+
+/// Unit attention conditions (SAM-5 5.14), highest precedence first.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[repr(u32)]
+pub enum Attention {
+    /// First contact.
+    PowerOn = 1 << 0,
+    /// The unit was reset.
+    Reset = 1 << 1,
+    /// Another initiator cleared this one's tasks.
+    CommandsCleared = 1 << 2,
+    /// This one's registration was preempted.
+    RegistrationsPreempted = 1 << 3,
+    /// The reservation was preempted.
+    ReservationsPreempted = 1 << 4,
+    /// The reservation was released.
+    ReservationsReleased = 1 << 5,
+    /// The target's list of logical units changed.
+    ReportedLunsChanged = 1 << 6,
+    /// The unit's size changed.
+    CapacityChanged = 1 << 7,
+    /// Mode parameters changed.
+    ModeParametersChanged = 1 << 8,
+}
+
+const IN_ORDER: [(Attention, Sense); 9] = [
+    (Attention::PowerOn, Sense::POWER_ON),
+    (Attention::Reset, Sense::BUS_DEVICE_RESET),
+    (Attention::CommandsCleared, Sense::COMMANDS_CLEARED),
+    (Attention::RegistrationsPreempted, Sense::REGISTRATIONS_PREEMPTED),
+    (Attention::ReservationsPreempted, Sense::RESERVATIONS_PREEMPTED),
+    (Attention::ReservationsReleased, Sense::RESERVATIONS_RELEASED),
+    (Attention::ReportedLunsChanged, Sense::REPORTED_LUNS_CHANGED),
+    (Attention::CapacityChanged, Sense::CAPACITY_CHANGED),
+    (Attention::ModeParametersChanged, Sense::MODE_PARAMETERS_CHANGED),
+];
+
+/// One initiator's view of one logical unit.
+#[derive(Debug)]
+pub struct Nexus {
+    /// Unique while the process lives.
+    pub(super) id: u64,
+    /// The initiator's end.
+    pub(super) port: InitiatorPort,
+    attentions: AtomicU32,
+    /// Counts the times this nexus' tasks were ended by someone else.
+    pub(super) epoch: AtomicU32,
+}
+
+impl Nexus {
+    /// A new nexus; its first command will hear of the power on.
+    pub(super) fn new(port: InitiatorPort) -> Nexus {
+        static NEXT: AtomicU64 = AtomicU64::new(1);
+        Nexus {
+            id: NEXT.fetch_add(1, Ordering::Relaxed),
+            port,
+            attentions: AtomicU32::new(Attention::PowerOn as u32),
+            epoch: AtomicU32::new(0),
+        }
+    }
+
+    /// Establishes a unit attention condition.
+    pub fn attend(&self, attention: Attention) {
+        self.attentions.fetch_or(attention as u32, Ordering::Relaxed);
+    }
+
+    /// Ends a unit attention condition unreported.
+    pub fn forget(&self, attention: Attention) {
+        self.attentions.fetch_and(!(attention as u32), Ordering::Relaxed);
+    }
+
+    /// Whether any condition waits: one load, for the hot path.
+    pub(super) fn has_attention(&self) -> bool {
+        self.attentions.load(Ordering::Relaxed) != 0
+    }
+
+    /// Takes the condition of highest precedence.
+    pub(super) fn take_attention(&self) -> Option<Sense> {
+        for (attention, sense) in IN_ORDER {
+            let bit = attention as u32;
+            if self.attentions.fetch_and(!bit, Ordering::Relaxed) & bit != 0 {
+                return Some(sense);
+            }
+        }
+        None
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn attentions_come_out_once_each_by_precedence() {
+        let nexus = Nexus::new(InitiatorPort { name: "iqn.a".into(), isid: [0; 6] });
+        nexus.attend(Attention::CapacityChanged);
+        assert_eq!(nexus.take_attention(), Some(Sense::POWER_ON));
+        assert_eq!(nexus.take_attention(), Some(Sense::CAPACITY_CHANGED));
+        assert_eq!(nexus.take_attention(), None);
+        assert!(!nexus.has_attention());
+    }
+}

@@ -1,0 +1,221 @@
+//! A LUN in memory, for tests of the front ends: 4 KiB pages, mapped when written.
+
+use parking_lot::RwLock;
+use playhead_target::lun::{
+    Change, Compared, Extent, FlushDone, Lsn, Lun, LunError, LunIdentity, BLOCK_BYTES,
+};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+
+const PAGE_BYTES: usize = 4096;
+const PAGE_BLOCKS: u64 = (PAGE_BYTES / BLOCK_BYTES) as u64;
+
+type Page = Option<Box<[u8; PAGE_BYTES]>>;
+
+/// Blocks in memory, with switches to make it fail.
+pub struct RamDisk {
+    identity: LunIdentity,
+    pages: RwLock<Vec<Page>>,
+    blocks: AtomicU64,
+    position: AtomicU64,
+    /// Refuse changes.
+    pub read_only: AtomicBool,
+    /// Fail everything with an I/O error.
+    pub broken: AtomicBool,
+    /// Flushes so far.
+    pub flushes: AtomicU64,
+    /// Batches so far.
+    pub batches: AtomicU64,
+}
+
+impl RamDisk {
+    pub fn new(name: &str, blocks: u64) -> RamDisk {
+        let mut uuid = [0x5a; 16];
+        for (slot, byte) in uuid.iter_mut().zip(name.bytes()) {
+            *slot = byte;
+        }
+        let pages = blocks.div_ceil(PAGE_BLOCKS) as usize;
+        RamDisk {
+            identity: LunIdentity {
+                uuid,
+                name: name.to_owned(),
+            },
+            pages: RwLock::new((0..pages).map(|_| None).collect()),
+            blocks: AtomicU64::new(blocks),
+            position: AtomicU64::new(0),
+            read_only: AtomicBool::new(false),
+            broken: AtomicBool::new(false),
+            flushes: AtomicU64::new(0),
+            batches: AtomicU64::new(0),
+        }
+    }
+
+    /// Makes it larger.
+    pub fn grow(&self, blocks: u64) {
+        let pages = blocks.div_ceil(PAGE_BLOCKS) as usize;
+        self.pages.write().resize_with(pages, || None);
+        self.blocks.store(blocks, Ordering::SeqCst);
+    }
+
+    fn check(&self, lba: u64, count: u64, change: bool) -> Result<(), LunError> {
+        let name = || self.identity.name.clone();
+        if self.broken.load(Ordering::Relaxed) {
+            let detail = "broken on purpose".to_owned();
+            return Err(LunError::Io {
+                name: name(),
+                detail,
+            });
+        }
+        if change && self.read_only() {
+            return Err(LunError::ReadOnly { name: name() });
+        }
+        let blocks = self.block_count();
+        if lba > blocks || count > blocks - lba {
+            return Err(LunError::OutOfRange {
+                name: name(),
+                lba,
+                count,
+            });
+        }
+        Ok(())
+    }
+}
+
+fn read(pages: &[Page], lba: u64, buf: &mut [u8]) {
+    let mut at = lba as usize * BLOCK_BYTES;
+    let mut buf = buf;
+    while !buf.is_empty() {
+        let (page, from) = (at / PAGE_BYTES, at % PAGE_BYTES);
+        let len = buf.len().min(PAGE_BYTES - from);
+        let (part, rest) = buf.split_at_mut(len);
+        match &pages[page] {
+            Some(bytes) => part.copy_from_slice(&bytes[from..from + len]),
+            None => part.fill(0),
+        }
+        buf = rest;
+        at += len;
+    }
+}
+
+fn write(pages: &mut [Page], lba: u64, data: &[u8]) {
+    let mut at = lba as usize * BLOCK_BYTES;
+    let mut data = data;
+    while !data.is_empty() {
+        let (page, from) = (at / PAGE_BYTES, at % PAGE_BYTES);
+        let len = data.len().min(PAGE_BYTES - from);
+        let bytes = pages[page].get_or_insert_with(|| Box::new([0; PAGE_BYTES]));
+        bytes[from..from + len].copy_from_slice(&data[..len]);
+        data = &data[len..];
+        at += len;
+    }
+}
+
+fn unmap(pages: &mut [Page], lba: u64, count: u64) {
+    let mut lba = lba;
+    let end = lba + count;
+    while lba < end {
+        let page = (lba / PAGE_BLOCKS) as usize;
+        if lba % PAGE_BLOCKS == 0 && end - lba >= PAGE_BLOCKS {
+            pages[page] = None;
+            lba += PAGE_BLOCKS;
+            continue;
+        }
+        if pages[page].is_some() {
+            write(pages, lba, &[0; BLOCK_BYTES]);
+        }
+        lba += 1;
+    }
+}
+
+impl Lun for RamDisk {
+    fn identity(&self) -> &LunIdentity {
+        &self.identity
+    }
+
+    fn block_count(&self) -> u64 {
+        self.blocks.load(Ordering::Relaxed)
+    }
+
+    fn read_only(&self) -> bool {
+        self.read_only.load(Ordering::Relaxed)
+    }
+
+    fn read(&self, lba: u64, buf: &mut [u8]) -> Result<(), LunError> {
+        self.check(lba, (buf.len() / BLOCK_BYTES) as u64, false)?;
+        read(&self.pages.read(), lba, buf);
+        Ok(())
+    }
+
+    fn submit(&self, changes: &[Change<'_>]) -> Result<Lsn, LunError> {
+        for change in changes {
+            let (lba, count) = match *change {
+                Change::Write { lba, data } => (lba, (data.len() / BLOCK_BYTES) as u64),
+                Change::WriteSame { lba, count, .. }
+                | Change::Zero { lba, count }
+                | Change::Unmap { lba, count } => (lba, count),
+            };
+            self.check(lba, count, true)?;
+        }
+        let mut pages = self.pages.write();
+        for change in changes {
+            match *change {
+                Change::Write { lba, data } => write(&mut pages, lba, data),
+                Change::WriteSame { lba, count, block } => {
+                    (lba..lba + count).for_each(|lba| write(&mut pages, lba, block));
+                }
+                Change::Zero { lba, count } => {
+                    (lba..lba + count).for_each(|lba| write(&mut pages, lba, &[0; BLOCK_BYTES]));
+                }
+                Change::Unmap { lba, count } => unmap(&mut pages, lba, count),
+            }
+        }
+        self.batches.fetch_add(1, Ordering::Relaxed);
+        Ok(self.position.fetch_add(1, Ordering::Relaxed))
+    }
+
+    fn compare_and_write(
+        &self,
+        lba: u64,
+        compare: &[u8],
+        new: &[u8],
+    ) -> Result<Compared, LunError> {
+        self.check(lba, (compare.len() / BLOCK_BYTES) as u64, true)?;
+        let mut pages = self.pages.write();
+        let mut current = vec![0; compare.len()];
+        read(&pages, lba, &mut current);
+        if let Some(offset_bytes) = (0..compare.len()).find(|&i| current[i] != compare[i]) {
+            return Ok(Compared::Differs { offset_bytes });
+        }
+        write(&mut pages, lba, new);
+        Ok(Compared::Written)
+    }
+
+    fn flush(&self, done: FlushDone) {
+        self.flushes.fetch_add(1, Ordering::Relaxed);
+        // From another thread, as a journal would.
+        std::thread::spawn(move || done(Ok(())));
+    }
+
+    fn extents(&self, lba: u64, count: u64, limit: usize) -> Result<Vec<Extent>, LunError> {
+        self.check(lba, count, false)?;
+        let pages = self.pages.read();
+        let mut extents: Vec<Extent> = Vec::new();
+        let (mut lba, end) = (lba, lba + count);
+        while lba < end {
+            let mapped = pages[(lba / PAGE_BLOCKS) as usize].is_some();
+            let len = (PAGE_BLOCKS - lba % PAGE_BLOCKS).min(end - lba);
+            let is_full = extents.len() == limit;
+            match extents.last_mut() {
+                Some(last) if last.mapped == mapped => last.count += len,
+                _ if is_full => break,
+                _ => extents.push(Extent {
+                    lba,
+                    count: len,
+                    mapped,
+                    zero: !mapped,
+                }),
+            }
+            lba += len;
+        }
+        Ok(extents)
+    }
+}
