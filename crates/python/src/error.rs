@@ -1,5 +1,10 @@
 //! How the data path's errors reach Python: one exception with a stable `code`, the same words as docs/errors.md.
 
+use std::{
+    net::{SocketAddr, ToSocketAddrs},
+    time::SystemTime,
+};
+
 use pyo3::{exceptions::PyException, prelude::*};
 
 pyo3::create_exception!(
@@ -30,15 +35,39 @@ pub(crate) fn journal(error: &playhead_journal::Error) -> PyErr {
     native(error.code(), &error.to_string())
 }
 
-/// An error of the operating system while doing `what`.
-pub(crate) fn io(what: &str, error: &std::io::Error) -> PyErr {
-    let code = match error.kind() {
-        std::io::ErrorKind::AddrInUse => "address-in-use",
-        std::io::ErrorKind::AddrNotAvailable => "address-not-available",
-        std::io::ErrorKind::PermissionDenied => "permission",
-        _ => "io",
+/// An error of the operating system; `text` says what was being done.
+pub(crate) fn io(what: &str, text: &str, error: &std::io::Error) -> PyErr {
+    use std::io::ErrorKind as Kind;
+    let (code, step) = match error.kind() {
+        Kind::AddrInUse => (
+            "address-in-use",
+            ": stop what listens there, or choose another port",
+        ),
+        Kind::AddrNotAvailable => (
+            "address-not-available",
+            ": choose an address of this machine",
+        ),
+        Kind::PermissionDenied => ("permission", ": ports below 1024 need privileges"),
+        _ => ("io", ""),
     };
-    native(code, &format!("{what}: {error}"))
+    native(code, &format!("{what}: {text}{step}"))
+}
+
+/// The first address that `host` and `port` stand for. May ask the resolver, so call it without the GIL.
+pub(crate) fn address(what: &str, host: &str, port: u16) -> PyResult<SocketAddr> {
+    let found = (host, port).to_socket_addrs().map(|mut all| all.next());
+    found.ok().flatten().ok_or_else(|| {
+        native(
+            "invalid",
+            &format!("{what}: {host:?} is no address and no name that resolves to one"),
+        )
+    })
+}
+
+/// Nanoseconds since the Unix epoch.
+pub(crate) fn nanoseconds(time: SystemTime) -> u64 {
+    time.duration_since(SystemTime::UNIX_EPOCH)
+        .map_or(0, |d| u64::try_from(d.as_nanos()).unwrap_or(u64::MAX))
 }
 
 /// Runs `work`, which may block, without the GIL.

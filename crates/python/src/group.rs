@@ -5,7 +5,7 @@ use std::{
     sync::Arc,
 };
 
-use playhead_journal::{self as engine, DiskFiles, Error, BLOCK_BYTES};
+use playhead_journal::{self as engine, files::DiskFiles, Error, BLOCK_BYTES};
 use pyo3::{exceptions::PyValueError, prelude::*, types::PyDict};
 use uuid::Uuid;
 
@@ -340,12 +340,18 @@ impl Group {
             .collect()
     }
 
-    #[pyo3(signature = (window_ns, limit_bytes))]
-    fn set_policy(&self, py: Python<'_>, window_ns: Option<u64>, limit_bytes: Option<u64>) {
+    fn set_policy(
+        &self,
+        py: Python<'_>,
+        window_ns: Option<u64>,
+        limit_bytes: Option<u64>,
+        reserve_bytes: u64,
+    ) {
         py.detach(|| {
             self.inner.set_policy(engine::Policy {
                 window_ns,
                 limit_bytes,
+                reserve_bytes,
             })
         });
     }

@@ -1,11 +1,13 @@
 //! The iSCSI front end, as Python starts, feeds and stops it.
 
-use std::time::Duration;
-
-use playhead_target::iscsi::Server;
+use playhead_target::iscsi::{Limits, Server, ServerError};
 use pyo3::{prelude::*, types::PyDict};
 
-use crate::{error::io, lun::Lun};
+use crate::{
+    error::{address, io, nanoseconds, native},
+    lun::Lun,
+    nbd::seconds,
+};
 
 /// An iSCSI target service: targets with LUNs, and the sessions on them.
 #[pyclass(frozen, module = "playhead._native")]
@@ -13,39 +15,63 @@ pub(crate) struct IscsiServer {
     inner: Server,
 }
 
+fn refusal(error: &ServerError) -> PyErr {
+    let code = match error {
+        ServerError::Bind { source, .. } | ServerError::Start(source) => {
+            return io("iSCSI", &error.to_string(), source)
+        }
+        ServerError::NameTaken { .. } => "conflict",
+        ServerError::BadName { .. } => "bad-name",
+        ServerError::NoSuchTarget { .. } | ServerError::NoSuchLun { .. } => "not-found",
+        ServerError::StillInUse { .. } => "busy",
+    };
+    native(code, &error.to_string())
+}
+
 #[pymethods]
 impl IscsiServer {
+    /// Listens on `host` and `port` (0 picks one).
     #[new]
-    fn new() -> Self {
-        Self {
-            inner: Server::new(),
-        }
+    fn new(py: Python<'_>, host: &str, port: u16) -> PyResult<Self> {
+        let inner = py
+            .detach(|| {
+                let address = address("iSCSI", host, port)?;
+                Ok(Server::bind(address, Limits::default()))
+            })
+            .and_then(|bound| bound.map_err(|e| refusal(&e)))?;
+        Ok(Self { inner })
     }
 
-    /// Listens on `host` and `port` (0 picks one) and returns the address in use.
-    fn bind(&self, py: Python<'_>, host: &str, port: u16) -> PyResult<(String, u16)> {
-        let address = socket_address(host, port);
-        let bound = py
-            .detach(|| self.inner.bind(&address))
-            .map_err(|e| io(&format!("iSCSI on {address}"), &e))?;
-        Ok((bound.ip().to_string(), bound.port()))
+    /// The address in use.
+    #[getter]
+    fn address(&self) -> (String, u16) {
+        let bound = self.inner.address();
+        (bound.ip().to_string(), bound.port())
     }
 
-    fn add_target(&self, py: Python<'_>, iqn: &str) {
-        py.detach(|| self.inner.add_target(iqn));
+    fn add_target(&self, py: Python<'_>, iqn: &str) -> PyResult<()> {
+        py.detach(|| self.inner.add_target(iqn))
+            .map_err(|e| refusal(&e))
     }
 
-    fn remove_target(&self, py: Python<'_>, iqn: &str) {
-        py.detach(|| self.inner.remove_target(iqn));
+    /// Removes it with its LUNs; waits at most `patience_s` seconds for its sessions to let go.
+    fn remove_target(&self, py: Python<'_>, iqn: &str, patience_s: f64) -> PyResult<()> {
+        let patience = seconds(patience_s);
+        py.detach(|| self.inner.remove_target(iqn, patience))
+            .map_err(|e| refusal(&e))
     }
 
-    fn set_lun(&self, py: Python<'_>, iqn: &str, number: u64, lun: &Lun) {
+    fn set_lun(&self, py: Python<'_>, iqn: &str, number: u16, lun: &Lun) -> PyResult<()> {
         let disk = lun.inner.clone();
-        py.detach(|| self.inner.set_lun(iqn, number, disk));
+        py.detach(|| self.inner.set_lun(iqn, number, disk))
+            .map_err(|e| refusal(&e))
     }
 
-    fn remove_lun(&self, py: Python<'_>, iqn: &str, number: u64) {
-        py.detach(|| self.inner.remove_lun(iqn, number));
+    /// Removes it; waits at most `patience_s` seconds for commands under way.
+    fn remove_lun(&self, py: Python<'_>, iqn: &str, number: u16, patience_s: f64) -> PyResult<()> {
+        let patience = seconds(patience_s);
+        py.detach(|| self.inner.remove_lun(iqn, number, patience))
+            .map_err(|e| refusal(&e))
     }
 
     fn sessions<'py>(&self, py: Python<'py>) -> PyResult<Vec<Bound<'py, PyDict>>> {
@@ -54,26 +80,18 @@ impl IscsiServer {
             .into_iter()
             .map(|s| {
                 let d = PyDict::new(py);
-                d.set_item("target", s.target)?;
+                d.set_item("peer", s.peer.to_string())?;
                 d.set_item("initiator", s.initiator)?;
-                d.set_item("address", s.address)?;
+                d.set_item("target", s.target)?;
+                d.set_item("since_ns", nanoseconds(s.since))?;
                 Ok(d)
             })
             .collect()
     }
 
-    /// Ends every session and thread within `deadline_s` seconds.
-    fn stop(&self, py: Python<'_>, deadline_s: f64) {
-        let deadline = Duration::from_secs_f64(deadline_s.clamp(0.0, 3600.0));
-        py.detach(|| self.inner.stop(deadline));
-    }
-}
-
-/// `host:port`, with the brackets an IPv6 address needs (RFC 3986 3.2.2).
-pub(crate) fn socket_address(host: &str, port: u16) -> String {
-    if host.contains(':') {
-        format!("[{host}]:{port}")
-    } else {
-        format!("{host}:{port}")
+    /// Ends every session within about `patience_s` seconds. Returns how many had to be cut.
+    fn stop(&self, py: Python<'_>, patience_s: f64) -> usize {
+        let patience = seconds(patience_s);
+        py.detach(|| self.inner.stop(patience)).cut
     }
 }

@@ -2,7 +2,7 @@
 
 use std::path::PathBuf;
 
-use playhead_journal::{reader, DiskFiles};
+use playhead_journal::{files::DiskFiles, reader};
 use pyo3::{prelude::*, types::PyDict};
 
 use crate::{error::unlocked, group::directory};
@@ -18,7 +18,7 @@ pub(crate) struct Record {
     opcode: String,
     lba: u64,
     count: u64,
-    payload_bytes: u64,
+    payload_bytes: u32,
     detail: String,
 }
 

@@ -1,0 +1,56 @@
+"""Images: a group's volumes as of one point, exported like volumes."""
+
+from fastapi import APIRouter
+from pydantic import BaseModel, ConfigDict, Field
+
+from playhead.api.state import TheAppliance, TheGroup
+from playhead.errors import PlayheadError
+from playhead.resources import Image
+
+router = APIRouter(tags=["image"])
+
+
+class ImageOpen(BaseModel):
+    """Which moment to open."""
+
+    model_config = ConfigDict(extra="forbid")
+    name: str
+    at: str = Field(default="head", max_length=256, description="A point: LSN, time, span back from now, bookmark")
+    writable: bool = Field(default=False, description="A branch that leaves history untouched")
+
+
+@router.get("/images")
+def list_all_images(appliance: TheAppliance) -> list[Image]:
+    """The open images of all groups in service."""
+    found: list[Image] = []
+    for group in appliance.groups():
+        try:
+            found += group.images()
+        except PlayheadError as error:
+            if error.code not in ("failed", "stopping"):
+                raise
+    return found
+
+
+@router.get("/groups/{group}/images")
+def list_images(group: TheGroup) -> list[Image]:
+    """The group's open images."""
+    return group.images()
+
+
+@router.post("/groups/{group}/images", status_code=201)
+def open_image(body: ImageOpen, group: TheGroup) -> Image:
+    """Opens an image and exports each of its volumes. It stays open over restarts, until it is closed."""
+    return group.open_image(body.name, body.at, body.writable)
+
+
+@router.get("/groups/{group}/images/{image}")
+def show_image(image: str, group: TheGroup) -> Image:
+    """One open image."""
+    return group.image(image)
+
+
+@router.delete("/groups/{group}/images/{image}", status_code=204)
+def close_image(image: str, group: TheGroup) -> None:
+    """Closes an image. What was written to a writable one is discarded."""
+    group.close_image(image)

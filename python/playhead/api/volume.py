@@ -1,0 +1,67 @@
+"""Volumes of production."""
+
+from typing import Self
+
+from fastapi import APIRouter
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+from playhead.api.state import TheAppliance, TheGroup
+from playhead.errors import PlayheadError
+from playhead.resources import Volume
+
+router = APIRouter(tags=["volume"])
+
+
+class VolumeCreate(BaseModel):
+    """A new volume: either sparse, of a size, or adopted, from a path on the appliance."""
+
+    model_config = ConfigDict(extra="forbid")
+    name: str
+    size_bytes: int | None = Field(default=None, description="Of a sparse volume: a multiple of 512, up to 64 TiB")
+    adopt_path: str | None = Field(default=None, description="A raw image or block device to take over in place")
+
+    @model_validator(mode="after")
+    def _one_of_both(self) -> Self:
+        if (self.size_bytes is None) == (self.adopt_path is None):
+            raise ValueError("give exactly one of size_bytes and adopt_path")
+        return self
+
+
+@router.get("/volumes")
+def list_all_volumes(appliance: TheAppliance) -> list[Volume]:
+    """The volumes of all groups in service."""
+    found: list[Volume] = []
+    for group in appliance.groups():
+        try:
+            found += group.volumes()
+        except PlayheadError as error:
+            # A failed group shows in the list of groups; its volumes are not known.
+            if error.code not in ("failed", "stopping"):
+                raise
+    return found
+
+
+@router.get("/groups/{group}/volumes")
+def list_volumes(group: TheGroup) -> list[Volume]:
+    """The group's volumes."""
+    return group.volumes()
+
+
+@router.post("/groups/{group}/volumes", status_code=201)
+def create_volume(body: VolumeCreate, group: TheGroup) -> Volume:
+    """Adds a volume and exports it."""
+    if body.adopt_path is not None:
+        return group.adopt_volume(body.name, body.adopt_path)
+    return group.create_volume(body.name, body.size_bytes or 0)
+
+
+@router.get("/groups/{group}/volumes/{volume}")
+def show_volume(volume: str, group: TheGroup) -> Volume:
+    """One volume."""
+    return group.volume(volume)
+
+
+@router.delete("/groups/{group}/volumes/{volume}", status_code=204)
+def delete_volume(volume: str, group: TheGroup, delete_base: bool) -> None:
+    """Takes a volume out of its group. Its base stays where it is or goes too, as the caller says."""
+    group.delete_volume(volume, delete_base)

@@ -1,0 +1,90 @@
+"""`playhead image`."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import click
+
+from playhead.cli.client import Cli
+from playhead.cli.reference import object_argument
+from playhead.cli.show import Column, fields, output_option, show_json, size, table
+
+COLUMNS: list[Column] = [
+    ("IMAGE", "path"),
+    ("LSN", lambda i: i["point"]["lsn"]),
+    ("TIME", lambda i: i["point"]["time"]),
+    ("WRITABLE", "writable"),
+    ("VOLUMES", lambda i: len(i["volumes"])),
+    ("TARGET", "iqn"),
+]
+
+
+@click.group("image")
+def command() -> None:
+    """Images: a group's volumes as of one point, mounted like volumes."""
+
+
+@command.command("open")
+@object_argument("image")
+@click.option("--at", default="head", show_default=True, metavar="POINT", help="LSN, time, -5m, or bookmark.")
+@click.option("--writable", is_flag=True, help="A branch that can be written; history stays as it is.")
+@output_option
+@click.pass_obj
+def open_(cli: Cli, which: tuple[str, str], at: str, writable: bool, as_json: bool) -> None:
+    """Open an image of a moment and export each of its volumes. It stays, over restarts too, until closed."""
+    show(cli.post("groups", which[0], "images", body={"name": which[1], "at": at, "writable": writable}), as_json)
+
+
+@command.command("list")
+@click.argument("group", required=False)
+@output_option
+@click.pass_obj
+def list_(cli: Cli, group: str | None, as_json: bool) -> None:
+    """List open images, of one GROUP or of all."""
+    table(cli.get("groups", group, "images") if group else cli.get("images"), COLUMNS, as_json, "No images.")
+
+
+@command.command("show")
+@object_argument("image")
+@output_option
+@click.pass_obj
+def show_(cli: Cli, which: tuple[str, str], as_json: bool) -> None:
+    """Show an image and how to reach its volumes."""
+    show(cli.get("groups", which[0], "images", which[1]), as_json)
+
+
+@command.command("close")
+@object_argument("image")
+@output_option
+@click.pass_obj
+def close(cli: Cli, which: tuple[str, str], as_json: bool) -> None:
+    """Close an image. What was written to a writable one is discarded."""
+    cli.delete("groups", which[0], "images", which[1])
+    if as_json:
+        show_json({"path": "/".join(which)})
+    else:
+        click.echo(f"Image {'/'.join(which)} is closed.")
+
+
+def show(image: dict[str, Any], as_json: bool) -> None:
+    """One image."""
+    if as_json:
+        show_json(image)
+        return
+    fields(
+        [
+            ("image", image["path"]),
+            ("point", f"{image['point']['lsn']}  {image['point']['time']}"),
+            ("writable", image["writable"]),
+            ("target", image["iqn"]),
+        ]
+    )
+    click.echo()
+    columns: list[Column] = [
+        ("VOLUME", "name"),
+        ("SIZE", lambda v: size(v["size_bytes"])),
+        ("ISCSI", "iscsi_url"),
+        ("NBD", "nbd_url"),
+    ]
+    table(image["volumes"], columns, as_json, "The group had no volumes then.")

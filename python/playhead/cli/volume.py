@@ -1,0 +1,113 @@
+"""`playhead volume`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import click
+
+from playhead.cli.client import Cli
+from playhead.cli.reference import object_argument
+from playhead.cli.show import Column, fields, output_option, show_json, size, table
+from playhead.sizes import parse_size
+
+COLUMNS: list[Column] = [
+    ("VOLUME", "path"),
+    ("SIZE", lambda v: size(v["size_bytes"])),
+    ("LUN", "lun"),
+    ("ISCSI", "iscsi_url"),
+    ("NBD", "nbd_url"),
+]
+
+
+@click.group("volume")
+def command() -> None:
+    """Volumes: protected LUNs of a group."""
+
+
+@command.command("create")
+@object_argument("volume")
+@click.option("--size", "size_text", required=True, metavar="SIZE", help="Like 10G or 64T, or bytes; up to 64 TiB.")
+@output_option
+@click.pass_obj
+def create(cli: Cli, which: tuple[str, str], size_text: str, as_json: bool) -> None:
+    """Make a new volume. It reads as zeros and takes no space until written."""
+    group, name = which
+    show(cli.post("groups", group, "volumes", body={"name": name, "size_bytes": parse_size(size_text)}), as_json)
+
+
+@command.command("adopt")
+@object_argument("volume")
+@click.option("--path", required=True, type=click.Path(), help="Raw image or block device on the appliance.")
+@output_option
+@click.pass_obj
+def adopt(cli: Cli, which: tuple[str, str], path: str, as_json: bool) -> None:
+    """Take over an existing raw image or block device in place: its blocks are the volume's."""
+    group, name = which
+    # Not resolved: a link such as /dev/disk/by-id/… names the device better than what it points to today.
+    absolute = str(Path(path).absolute())
+    show(cli.post("groups", group, "volumes", body={"name": name, "adopt_path": absolute}), as_json)
+
+
+@command.command("list")
+@click.argument("group", required=False)
+@output_option
+@click.pass_obj
+def list_(cli: Cli, group: str | None, as_json: bool) -> None:
+    """List volumes, of one GROUP or of all."""
+    table(cli.get("groups", group, "volumes") if group else cli.get("volumes"), COLUMNS, as_json, "No volumes.")
+
+
+@command.command("show")
+@object_argument("volume")
+@output_option
+@click.pass_obj
+def show_(cli: Cli, which: tuple[str, str], as_json: bool) -> None:
+    """Show a volume and how to reach it."""
+    show(cli.get("groups", which[0], "volumes", which[1]), as_json)
+
+
+@command.command("delete")
+@object_argument("volume")
+@click.option(
+    "--keep-base/--delete-base",
+    "keep",
+    default=None,
+    help="What becomes of the base. Settle first to keep it up to date.",
+)
+@output_option
+@click.pass_obj
+def delete(cli: Cli, which: tuple[str, str], keep: bool | None, as_json: bool) -> None:
+    """Take a volume, and its past, out of its group.
+
+    A kept base holds the blocks as of the trailing edge; after `playhead group settle` that is the current data.
+    """
+    if keep is None:
+        raise click.UsageError(
+            "say what becomes of the base: --keep-base or --delete-base", click.get_current_context()
+        )
+    group, name = which
+    cli.delete("groups", group, "volumes", name, delete_base=not keep)
+    if as_json:
+        show_json({"path": f"{group}/{name}", "base": "kept" if keep else "deleted"})
+    else:
+        click.echo(f"Volume {group}/{name} is deleted; its base is {'kept' if keep else 'deleted'}.")
+
+
+def show(volume: dict[str, Any], as_json: bool) -> None:
+    """One volume."""
+    if as_json:
+        show_json(volume)
+        return
+    fields(
+        [
+            ("volume", volume["path"]),
+            ("size", f"{size(volume['size_bytes'])} ({volume['size_bytes']} bytes)"),
+            ("iscsi", volume["iscsi_url"]),
+            ("nbd", volume["nbd_url"]),
+            ("base", volume["base"]),
+            ("adopted", volume["adopted"]),
+            ("uuid", volume["uuid"]),
+        ]
+    )

@@ -1,0 +1,459 @@
+"""A consistency group in service: the engine's group, its exports, and what keeps the two in step.
+
+Reading a group never waits for anything. What changes it takes the group's lock, so that an export and the thing behind it come and go
+together. A group that cannot be opened is a `Group` too: it says why, and what to do.
+"""
+
+from __future__ import annotations
+
+import shutil
+import threading
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from playhead import _native, log, names
+from playhead._native import NativeError
+from playhead.catalogue import Catalogue, GroupRow
+from playhead.errors import PlayheadError, conflict, not_found
+from playhead.export import Exports
+from playhead.point import resolve, show_time
+from playhead.problem import from_native
+from playhead.resources import Bookmark, Disk, Image, Journal, Point, Policy, Rewind, Volume, Window
+from playhead.resources import Group as GroupResource
+from playhead.sizes import BLOCK_BYTES, MAX_VOLUME_BYTES, show_size
+
+if TYPE_CHECKING:
+    from playhead._native import ImageDict, PointDict, RewindDict, VolumeDict
+
+_log = log.get("group")
+
+
+class Group:
+    """One group, serving or failed."""
+
+    def __init__(self, row: GroupRow, directory: Path, catalogue: Catalogue, exports: Exports) -> None:
+        self.row = row
+        self.directory = directory
+        self._catalogue = catalogue
+        self._exports = exports
+        self._lock = threading.RLock()
+        self._engine: _native.Group | None = None
+        self._failure: PlayheadError | None = None
+        self._luns: dict[str, int] = {}
+        self._exported = False
+
+    # Coming and going.
+
+    def create(self, segment_bytes: int | None) -> None:
+        """Makes the journal of a new group."""
+        with self._lock:
+            self._engine = _native.Group.create(str(self.directory), self.row.name, segment_bytes)
+            self._engine.set_policy(*self.row.limits)
+
+    def open(self) -> None:
+        """Opens the journal. On failure the group stays, failed, and the others are none the worse."""
+        with self._lock:
+            try:
+                engine = _native.Group.open(str(self.directory))
+            except NativeError as error:
+                self._failure = from_native(error)
+                _log.error("group cannot be served", group=self.row.name, code=error.code, reason=error.message)
+                return
+            engine.set_policy(*self.row.limits)
+            self._engine, self._failure = engine, None
+            recovery = engine.stats()["recovery"]
+            _log.info("group opened", group=self.row.name, head=engine.head()["lsn"], **recovery)
+
+    def export(self) -> None:
+        """Offers all volumes and images to hosts, in the LUN order the catalogue remembers."""
+        with self._lock:
+            if self._engine is None or self._exported:
+                return
+            volumes = {volume["name"] for volume in self._engine.volumes()}
+            self._luns = self._catalogue.exports(self.row.name)
+            # A crash may have come between the journal and the catalogue: the journal is right.
+            for name in [name for name in self._luns if name not in volumes]:
+                self._catalogue.remove_export(self.row.name, name)
+                del self._luns[name]
+            for volume in self._engine.volumes():
+                if volume["name"] not in self._luns:
+                    self._luns[volume["name"]] = self._catalogue.add_export(self.row.name, volume["name"])
+            self._exports.add_target(self.row.iqn)
+            for name in self._luns:
+                self._export_volume(name)
+            for image in self._engine.images():
+                self._export_image(image)
+            self._exported = True
+
+    def retry(self) -> None:
+        """Opens a failed group again."""
+        with self._lock:
+            if self._engine is not None:
+                raise conflict(f"group {self.row.name} is in service already")
+            self.open()
+            if self._failure is not None:
+                raise self._failed()
+            self.export()
+
+    def close(self) -> None:
+        """Flushes, marks the journal clean and lets go of it. Hosts get NOT READY from here on."""
+        with self._lock:
+            engine, self._engine = self._engine, None
+            if engine is None:
+                return
+            self._failure = PlayheadError(
+                "stopping", f"group {self.row.name} is being stopped", "start the service again"
+            )
+            try:
+                engine.close()
+            except NativeError as error:
+                _log.error("group did not close cleanly", group=self.row.name, code=error.code, reason=error.message)
+
+    def delete(self, force: bool) -> None:
+        """Ends the group and removes its journal. Its bases must be dealt with before, volume by volume."""
+        with self._lock:
+            if self._engine is not None:
+                volumes = [volume["name"] for volume in self._engine.volumes()]
+                if volumes:
+                    raise conflict(
+                        f"group {self.row.name} still has {len(volumes)} volume(s): {', '.join(volumes[:5])}",
+                        f"delete each first: `playhead volume delete {self.row.name}/{volumes[0]} --keep-base` or `--delete-base`",
+                    )
+                for image in self._engine.images():
+                    self.close_image(image["name"])
+            elif not force:
+                raise PlayheadError(
+                    "failed",
+                    f"group {self.row.name} is not in service, so whether it still holds data cannot be told",
+                    "mend it and `playhead group retry` it, or delete it with --force: its journal is then lost",
+                )
+            self._catalogue.set_group_state(self.row.name, "deleting")
+            if self._exported:
+                self._exports.remove_target(self.row.iqn)
+            self.close()
+            remove_directory(self.directory)
+            self._catalogue.remove_group(self.row.name)
+
+    def _failed(self) -> PlayheadError:
+        cause = self._failure
+        reason = cause.detail if cause else "it is not open"
+        step = (cause.next_step if cause else "") or f"put that right, then `playhead group retry {self.row.name}`"
+        return PlayheadError("failed", f"group {self.row.name} is not in service: {reason}", step)
+
+    @property
+    def engine(self) -> _native.Group:
+        """The engine's group; raises if this one is not in service."""
+        engine = self._engine
+        if engine is None:
+            raise self._failed()
+        return engine
+
+    # What it is.
+
+    def resource(self) -> GroupResource:
+        """The group for programs, in service or not."""
+        row, engine = self.row, self._engine
+        policy = Policy(window_ns=row.window_ns, limit_bytes=row.limit_bytes, reserve_bytes=row.reserve_bytes)
+        if engine is None:
+            failed = self._failed()
+            return GroupResource(
+                name=row.name, id=None, state="failed", reason=(self._failure or failed).detail, next_step=failed.next_step, iqn=row.iqn,
+                policy=policy, window=None, volumes=[], images=[], bookmark_count=0, rewind_count=0, journal_bytes=None, index_bytes=None,
+                lag_bytes=None, alert=None, created=show_time(row.created_ns),
+            )  # fmt: skip
+        stats = engine.stats()
+        return GroupResource(
+            name=row.name,
+            id=engine.id,
+            state="serving",
+            reason=None,
+            next_step=None,
+            iqn=row.iqn,
+            policy=policy,
+            window=Window(edge=Point.of(stats["edge"]), head=Point.of(stats["head"])),
+            volumes=[v["name"] for v in engine.volumes()],
+            images=[i["name"] for i in engine.images()],
+            bookmark_count=len(engine.bookmarks()),
+            rewind_count=len(engine.rewinds()),
+            journal_bytes=stats["journal_bytes"],
+            index_bytes=stats["index_bytes"],
+            lag_bytes=max(0, stats["head"]["lsn"] - stats["durable_lsn"]),
+            alert=stats["alert"],
+            created=show_time(row.created_ns),
+        )
+
+    def journal(self) -> Journal:
+        """The engine's numbers."""
+        stats = self.engine.stats()
+        window = Window(edge=Point.of(stats.pop("edge")), head=Point.of(stats.pop("head")))
+        known = {key: value for key, value in stats.items() if key in Journal.model_fields}
+        return Journal(group=self.row.name, directory=str(self.directory), window=window, **known)
+
+    def head(self) -> Point:
+        """The newest point, all acknowledged writes included."""
+        return Point.of(self.engine.head())
+
+    def resolve(self, at: str) -> PointDict:
+        """The point that a person's expression names."""
+        engine = self.engine
+        return resolve(
+            at,
+            group=self.row.name,
+            head=engine.head,
+            edge=lambda: engine.window()["edge"],
+            at_lsn=engine.point_at_lsn,
+            at_time=engine.point_at_time,
+            bookmarks=engine.bookmarks,
+        )
+
+    # Volumes.
+
+    def volumes(self) -> list[Volume]:
+        return [self._volume(volume) for volume in self.engine.volumes()]
+
+    def volume(self, name: str) -> Volume:
+        for volume in self.engine.volumes():
+            if volume["name"] == name:
+                return self._volume(volume)
+        raise not_found(f"group {self.row.name} has no volume {name[:80]!r}", "see `playhead volume list`")
+
+    def _volume(self, volume: VolumeDict) -> Volume:
+        disk = self._disk(volume, self.row.iqn, f"{self.row.name}/{volume['name']}", read_only=False)
+        return Volume(
+            **disk.model_dump(),
+            number=volume["number"],
+            base=volume["base"],
+            adopted=volume["adopted"],
+            created_lsn=volume["created_lsn"],
+        )
+
+    def _disk(self, volume: VolumeDict, iqn: str, path: str, *, read_only: bool) -> Disk:
+        lun = self._lun(volume)
+        return Disk(
+            path=path,
+            name=volume["name"],
+            group=self.row.name,
+            uuid=volume["uuid"],
+            size_bytes=volume["block_count"] * BLOCK_BYTES,
+            read_only=read_only,
+            lun=lun,
+            iqn=iqn,
+            iscsi_url=self._exports.iscsi_url(iqn, lun),
+            nbd_url=self._exports.nbd_url(path),
+        )
+
+    def _lun(self, volume: VolumeDict) -> int:
+        return self._luns.get(volume["name"], volume["number"])
+
+    def create_volume(self, name: str, size_bytes: int) -> Volume:
+        """A new volume that reads as zeros and takes no space until written."""
+        names.check_volume(name)
+        if size_bytes <= 0 or size_bytes % BLOCK_BYTES or size_bytes > MAX_VOLUME_BYTES:
+            raise PlayheadError(
+                "invalid",
+                f"volume {self.row.name}/{name} cannot have {size_bytes} bytes",
+                f"give a multiple of {BLOCK_BYTES} up to {show_size(MAX_VOLUME_BYTES)}",
+            )
+        return self._add_volume(name, lambda: self.engine.add_sparse_volume(name, size_bytes))
+
+    def adopt_volume(self, name: str, path: str) -> Volume:
+        """A volume whose base is an image or device that exists; its blocks are where they were."""
+        names.check_volume(name)
+        if not Path(path).is_absolute():
+            raise PlayheadError(
+                "invalid", f"volume {self.row.name}/{name}: {path!r} is not an absolute path", "write it from / on"
+            )
+        return self._add_volume(name, lambda: self.engine.adopt_volume(name, path))
+
+    def _add_volume(self, name: str, add: Callable[[], VolumeDict]) -> Volume:
+        with self._lock:
+            volume = add()
+            self._luns[name] = self._catalogue.add_export(self.row.name, name)
+            self._export_volume(name)
+            _log.info(
+                "volume added", volume=f"{self.row.name}/{name}", blocks=volume["block_count"], lun=self._luns[name]
+            )
+            return self._volume(volume)
+
+    def delete_volume(self, name: str, delete_base: bool) -> None:
+        """Takes a volume out of the group, and its base with it if asked."""
+        with self._lock:
+            self.volume(name)
+            path = f"{self.row.name}/{name}"
+            lun = self._luns.get(name)
+            if lun is not None:
+                self._exports.remove_disk(self.row.iqn, lun, path)
+            try:
+                self.engine.remove_volume(name, delete_base)
+            except NativeError:
+                if lun is not None:
+                    self._export_volume(name)
+                raise
+            self._luns.pop(name, None)
+            self._catalogue.remove_export(self.row.name, name)
+            _log.info("volume deleted", volume=path, base="deleted" if delete_base else "kept")
+
+    def _export_volume(self, name: str) -> None:
+        disk = self.engine.volume_lun(name)
+        self._exports.add_disk(self.row.iqn, self._luns[name], f"{self.row.name}/{name}", disk)
+
+    # Bookmarks.
+
+    def bookmarks(self) -> list[Bookmark]:
+        return [self._bookmark(b["name"], b["kind"], b["point"]) for b in self.engine.bookmarks()]
+
+    def create_bookmark(self, name: str, kind: Any) -> Bookmark:
+        """Names this instant; it survives power loss when this returns."""
+        names.check_bookmark(name)
+        return self._bookmark(name, kind, self.engine.bookmark(name, kind))
+
+    def _bookmark(self, name: str, kind: Any, point: PointDict) -> Bookmark:
+        return Bookmark(
+            path=f"{self.row.name}/{name}",
+            name=name,
+            group=self.row.name,
+            kind=kind,
+            lsn=point["lsn"],
+            time=show_time(point["time_ns"]),
+        )
+
+    # Images.
+
+    def images(self) -> list[Image]:
+        return [self._image(image) for image in self.engine.images()]
+
+    def image(self, name: str) -> Image:
+        for image in self.engine.images():
+            if image["name"] == name:
+                return self._image(image)
+        raise not_found(f"group {self.row.name} has no open image {name[:80]!r}", "see `playhead image list`")
+
+    def open_image(self, name: str, at: str, writable: bool) -> Image:
+        """The group's volumes as of a point, exported like volumes."""
+        names.check_image(name)
+        with self._lock:
+            point = self.resolve(at)
+            image = self.engine.open_image(name, point["lsn"], writable)
+            try:
+                self._export_image(image)
+            except NativeError:
+                self.engine.close_image(name)
+                raise
+            _log.info("image opened", image=f"{self.row.name}/{name}", lsn=image["point"]["lsn"], writable=writable)
+            return self._image(image)
+
+    def close_image(self, name: str) -> None:
+        """Takes an image away; what was written to a writable one is discarded."""
+        with self._lock:
+            image = self.image(name)
+            self._unexport_image(image)
+            try:
+                self.engine.close_image(name)
+            except NativeError:
+                self._export_image(next(i for i in self.engine.images() if i["name"] == name))
+                raise
+            _log.info("image closed", image=image.path)
+
+    def _image_iqn(self, name: str) -> str:
+        return f"{self.row.iqn}:{name}"
+
+    def _export_image(self, image: ImageDict) -> None:
+        iqn, name = self._image_iqn(image["name"]), image["name"]
+        self._exports.add_target(iqn)
+        for volume in self.engine.image_volumes(name):
+            disk = self.engine.image_lun(name, volume["name"])
+            self._exports.add_disk(iqn, self._lun(volume), f"{self.row.name}/{name}/{volume['name']}", disk)
+
+    def _unexport_image(self, image: Image) -> None:
+        for disk in image.volumes:
+            self._exports.remove_disk(disk.iqn, disk.lun, disk.path)
+        self._exports.remove_target(image.iqn)
+
+    def _image(self, image: ImageDict) -> Image:
+        iqn, path = self._image_iqn(image["name"]), f"{self.row.name}/{image['name']}"
+        disks = [
+            self._disk(volume, iqn, f"{path}/{volume['name']}", read_only=not image["writable"])
+            for volume in self.engine.image_volumes(image["name"])
+        ]
+        disks.sort(key=lambda disk: disk.lun)
+        first = disks[0] if disks else None
+        return Image(
+            path=path,
+            name=image["name"],
+            group=self.row.name,
+            point=Point.of(image["point"]),
+            writable=image["writable"],
+            created=show_time(image["created_ns"]),
+            iqn=iqn,
+            size_bytes=first.size_bytes if first else None,
+            iscsi_url=first.iscsi_url if first else None,
+            nbd_url=first.nbd_url if first else None,
+            volumes=disks,
+        )
+
+    # Going back.
+
+    def rewind(self, to: str) -> Rewind:
+        """Production goes back to a point. No data moves, nothing is lost: it can be undone."""
+        with self._lock:
+            point = self.resolve(to)
+            return self._rewound(self.engine.rewind(point["lsn"]))
+
+    def undo_rewind(self) -> Rewind:
+        """Production returns to where it was before the last rewind."""
+        with self._lock:
+            return self._rewound(self.engine.undo_rewind())
+
+    def rewinds(self) -> list[Rewind]:
+        return [self._rewind(rewind) for rewind in self.engine.rewinds()]
+
+    def _rewound(self, rewind: RewindDict) -> Rewind:
+        result = self._rewind(rewind)
+        _log.info("production moved", group=self.row.name, to=result.to.lsn, undo_lsn=result.undo_lsn)
+        names_in_use = {self.row.iqn, *(f"{self.row.name}/{volume}" for volume in self._luns)}
+        using = [s for s in self._exports.sessions() if s.name in names_in_use]
+        if using:
+            result.warnings.append(
+                f"{len(using)} session(s) are on volumes of this group: what those hosts have cached is not what the volumes hold now; "
+                "unmount there and mount again"
+            )
+        return result
+
+    def _rewind(self, rewind: RewindDict) -> Rewind:
+        return Rewind(
+            group=self.row.name, at=Point.of(rewind["at"]), to=Point.of(rewind["to"]), undo_lsn=rewind["undo_lsn"]
+        )
+
+    # The window.
+
+    def set_policy(self, policy: Policy) -> GroupResource:
+        """How much past is kept from now on."""
+        with self._lock:
+            engine = self.engine
+            row = replace(self.row, **policy.model_dump())
+            self._catalogue.set_policy(row.name, *row.limits)
+            engine.set_policy(*row.limits)
+            self.row = row
+            return self.resource()
+
+    def trim(self, to: str) -> Point:
+        """Gives up the past before a point; returns the new edge, which is not after it."""
+        return Point.of(self.engine.trim_to(self.resolve(to)["lsn"]))
+
+    def settle(self, progress: Callable[[int, int], bool]) -> None:
+        """Brings the bases up to date, giving up the past."""
+        self.engine.settle(progress)
+
+
+def remove_directory(directory: Path) -> None:
+    """Removes a group's directory; what is there already gone is no error."""
+    try:
+        shutil.rmtree(directory)
+    except FileNotFoundError:
+        return
+    except OSError as error:
+        raise PlayheadError(
+            "io", f"{directory} cannot be removed: {error.strerror}", "remove it by hand, then restart"
+        ) from error

@@ -1,0 +1,226 @@
+"""What programs see of each noun: the JSON of the API and of the CLI's `-o json`. Documented in docs/rest.md.
+
+Sizes are bytes, LSNs are positions in a group's journal, times are RFC 3339 in UTC with nanoseconds; a unit ends the name wherever
+the type does not tell it.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, Literal
+
+from pydantic import BaseModel, Field
+
+from playhead.point import show_time
+
+if TYPE_CHECKING:
+    from playhead._native import PointDict
+
+
+class Point(BaseModel):
+    """An instant of a group."""
+
+    lsn: int
+    time: str
+
+    @classmethod
+    def of(cls, point: PointDict) -> Point:
+        return cls(lsn=point["lsn"], time=show_time(point["time_ns"]))
+
+
+class Disk(BaseModel):
+    """A volume of production or of an image, as hosts reach it. A URL is null when that front end is off."""
+
+    path: str = Field(description="GROUP/VOLUME, or GROUP/IMAGE/VOLUME")
+    name: str
+    group: str
+    uuid: str
+    size_bytes: int
+    read_only: bool
+    lun: int
+    iqn: str
+    iscsi_url: str | None
+    nbd_url: str | None
+
+
+class Volume(Disk):
+    """A volume of production."""
+
+    number: int = Field(description="Its number in the journal's records")
+    base: list[str] = Field(description="The plain files or device that hold its blocks as of the trailing edge")
+    adopted: bool
+    created_lsn: int
+
+
+class Image(BaseModel):
+    """A group's volumes as of one point. The URLs and the size are those of its first volume; `volumes` has every one's."""
+
+    path: str
+    name: str
+    group: str
+    point: Point
+    writable: bool
+    created: str
+    iqn: str
+    size_bytes: int | None
+    iscsi_url: str | None
+    nbd_url: str | None
+    volumes: list[Disk]
+
+
+class Bookmark(BaseModel):
+    """A named point."""
+
+    path: str
+    name: str
+    group: str
+    kind: Literal["crash", "application"]
+    lsn: int
+    time: str
+
+
+class Policy(BaseModel):
+    """How much past a group keeps; null is no limit of that kind."""
+
+    window_ns: int | None = Field(default=None, ge=0, le=(1 << 63) - 1)
+    limit_bytes: int | None = Field(default=None, ge=0, le=(1 << 63) - 1)
+    reserve_bytes: int = Field(
+        default=0, ge=0, le=(1 << 63) - 1, description="Journal kept allocated ahead of need, so that flushes are fast"
+    )
+
+
+class Rewind(BaseModel):
+    """Production went back to a point."""
+
+    group: str
+    at: Point = Field(description="When it was done")
+    to: Point = Field(description="Where production went back to")
+    undo_lsn: int = Field(description="Rewinding to this LSN undoes it")
+    warnings: list[str] = []
+
+
+class Window(BaseModel):
+    """What can be restored: every point from the edge to the head."""
+
+    edge: Point
+    head: Point
+
+
+class Group(BaseModel):
+    """A consistency group."""
+
+    name: str
+    id: str | None
+    state: Literal["serving", "failed"]
+    reason: str | None = Field(description="Why it failed")
+    next_step: str | None = Field(description="What to do about it")
+    iqn: str
+    policy: Policy
+    window: Window | None
+    volumes: list[str]
+    images: list[str]
+    bookmark_count: int
+    rewind_count: int
+    journal_bytes: int | None
+    index_bytes: int | None
+    lag_bytes: int | None = Field(description="Journal that a power loss now could take: not yet flushed by any host")
+    alert: str | None
+    created: str
+
+
+class Journal(BaseModel):
+    """The engine's own numbers of a group's journal, since it was opened."""
+
+    group: str
+    directory: str
+    window: Window
+    durable_lsn: int
+    folded_lsn: int = Field(description="The bases hold everything before this LSN")
+    journal_bytes: int
+    segment_count: int
+    index_bytes: int
+    records: int
+    bytes_written: int
+    flushes: int
+    syncs: int
+    recovery: dict[str, int]
+    alert: str | None
+
+
+class Record(BaseModel):
+    """A journal record without its payload. `lba` and `count` are in blocks of 512 bytes."""
+
+    lsn: int
+    time: str
+    epoch: int
+    timeline: int
+    volume: int
+    opcode: str
+    lba: int
+    count: int
+    payload_bytes: int
+    detail: str
+
+
+class Records(BaseModel):
+    """A stretch of the journal. `next_lsn` is where to go on, or null at the end."""
+
+    records: list[Record]
+    next_lsn: int | None
+
+
+class Job(BaseModel):
+    """Long work. `done_bytes` of `total_bytes`; both 0 until that is known."""
+
+    id: str
+    kind: str
+    object: str
+    state: Literal["running", "done", "failed", "cancelled"]
+    done_bytes: int
+    total_bytes: int
+    started: str
+    finished: str | None
+    problem: dict[str, Any] | None = Field(description="As in an error's body, if it failed")
+    result: dict[str, Any] | None
+
+
+class Session(BaseModel):
+    """A host's session or connection."""
+
+    protocol: Literal["iscsi", "nbd"]
+    peer: str
+    name: str = Field(description="The IQN or export it is on; empty for discovery or before one is chosen")
+    details: dict[str, Any]
+
+
+class Target(BaseModel):
+    """What is exported under one IQN."""
+
+    iqn: str
+    group: str
+    image: str | None = Field(description="Null: production")
+    disks: list[Disk]
+    sessions: list[Session]
+
+
+class Service(BaseModel):
+    """The service itself."""
+
+    version: str
+    store: str
+    store_free_bytes: int
+    store_size_bytes: int
+    iscsi: str | None
+    nbd: str | None
+    api: str
+    started: str
+    pid: int
+
+
+class Status(BaseModel):
+    """One page about everything."""
+
+    service: Service
+    groups: list[Group]
+    sessions: list[Session]
+    jobs: list[Job]
+    alerts: list[str]
