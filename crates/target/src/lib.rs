@@ -1,8 +1,9 @@
 //! The front ends: sessions of hosts over iSCSI and NBD, and the SCSI device server behind the former.
 //!
-//! The way of a write through this crate: `iscsi` or `nbd` (session) -> `scsi` (device server, iSCSI only) -> [`lun::Lun`].
-//! What is behind a [`lun::Lun`] this crate's front ends do not know.
+//! The way of a write through this crate: `iscsi` or `nbd` (session) -> `scsi` (device server, iSCSI only) -> [`lun::Lun`], behind which
+//! stands a [`splitter`] that makes it a journal record. What is behind a [`lun::Lun`] this crate's front ends do not know.
 pub mod iscsi;
 pub mod lun;
 pub mod nbd;
 pub mod scsi;
+pub mod splitter;

@@ -5,11 +5,7 @@
 
 use std::sync::Arc;
 
-/// Bytes of one logical block (SBC-4 3.1.54); the physical block is 8 of them.
-pub const BLOCK_BYTES: usize = 512;
-
-/// A journal position: every change captured before it is part of the history it names.
-pub type Lsn = u64;
+pub use playhead_journal::{Change, Extent, Lsn, BLOCK_BYTES};
 
 /// Who a LUN is, for INQUIRY, VPD pages and NBD export descriptions. Stable for the LUN's life.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -18,41 +14,6 @@ pub struct LunIdentity {
     pub uuid: [u8; 16],
     /// The name people use, up to 128 bytes of UTF-8.
     pub name: String,
-}
-
-/// One change of a LUN's blocks, as the journal will record it.
-#[derive(Debug, Clone, Copy)]
-pub enum Change<'a> {
-    /// Plain data; `data.len()` is a multiple of [`BLOCK_BYTES`].
-    Write {
-        /// First block.
-        lba: u64,
-        /// The blocks' bytes.
-        data: &'a [u8],
-    },
-    /// One block repeated.
-    WriteSame {
-        /// First block.
-        lba: u64,
-        /// Blocks.
-        count: u64,
-        /// The repeated block, [`BLOCK_BYTES`] long.
-        block: &'a [u8],
-    },
-    /// Zeros that stay provisioned (mapped).
-    Zero {
-        /// First block.
-        lba: u64,
-        /// Blocks.
-        count: u64,
-    },
-    /// Zeros that are deallocated (unmapped).
-    Unmap {
-        /// First block.
-        lba: u64,
-        /// Blocks.
-        count: u64,
-    },
 }
 
 /// Why a LUN refused. Front ends turn it into sense data or an NBD error.
@@ -108,19 +69,6 @@ pub enum Compared {
         /// Bytes from the start of the compare buffer.
         offset_bytes: usize,
     },
-}
-
-/// A stretch of blocks of one allocation status.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Extent {
-    /// First block.
-    pub lba: u64,
-    /// Blocks, at least 1.
-    pub count: u64,
-    /// Whether the blocks are provisioned.
-    pub mapped: bool,
-    /// Whether the blocks are known to read as zeros.
-    pub zero: bool,
 }
 
 /// Called once, from any thread, when a flush is over. Must not block.

@@ -1,0 +1,109 @@
+//! The array-based splitter: the place where a front end's change becomes a journal record, when Playhead itself is the array.
+//!
+//! It stands between [`crate::lun::Lun`] and the journal's [`Volume`] and copies nothing: both sides speak of the same
+//! [`Change`], so a batch goes through as the slice it came in.
+
+use std::sync::Arc;
+
+use playhead_journal::{Error, Volume};
+
+use crate::lun::{Change, Compared, Extent, FlushDone, Lsn, Lun, LunError, LunIdentity};
+
+/// A volume of a group's production, or of an image, as a disk.
+pub struct ArraySplitter {
+    volume: Volume,
+    identity: LunIdentity,
+}
+
+impl ArraySplitter {
+    /// Puts `volume` behind the seam under `identity`.
+    pub fn new(volume: Volume, identity: LunIdentity) -> Self {
+        Self { volume, identity }
+    }
+
+    /// The volume behind it.
+    pub fn volume(&self) -> &Volume {
+        &self.volume
+    }
+}
+
+impl Lun for ArraySplitter {
+    fn identity(&self) -> &LunIdentity {
+        &self.identity
+    }
+
+    fn block_count(&self) -> u64 {
+        self.volume.block_count()
+    }
+
+    fn read_only(&self) -> bool {
+        self.volume.read_only()
+    }
+
+    fn read(&self, lba: u64, buf: &mut [u8]) -> Result<(), LunError> {
+        self.volume.read(lba, buf).map_err(|e| refusal(&self.identity.name, e))
+    }
+
+    fn submit(&self, changes: &[Change<'_>]) -> Result<Lsn, LunError> {
+        self.check_writable()?;
+        self.volume.submit(changes).map_err(|e| refusal(&self.identity.name, e))
+    }
+
+    fn compare_and_write(&self, lba: u64, compare: &[u8], write: &[u8]) -> Result<Compared, LunError> {
+        self.check_writable()?;
+        match self.volume.compare_and_write(lba, compare, write) {
+            Ok(None) => Ok(Compared::Written),
+            Ok(Some(offset_bytes)) => Ok(Compared::Differs { offset_bytes }),
+            Err(e) => Err(refusal(&self.identity.name, e)),
+        }
+    }
+
+    fn flush(&self, done: FlushDone) {
+        let name = self.identity.name.clone();
+        self.volume.flush_then(Box::new(move |outcome| done(outcome.map_err(|e| refusal(&name, e)))));
+    }
+
+    fn extents(&self, lba: u64, count: u64, limit: usize) -> Result<Vec<Extent>, LunError> {
+        self.volume.extents(lba, count, limit).map_err(|e| refusal(&self.identity.name, e))
+    }
+}
+
+impl ArraySplitter {
+    /// The journal would refuse too, but in words of a request that makes no sense; here it is a property of the disk.
+    fn check_writable(&self) -> Result<(), LunError> {
+        if self.volume.read_only() {
+            return Err(LunError::ReadOnly { name: self.identity.name.clone() });
+        }
+        Ok(())
+    }
+}
+
+/// Shares a volume as a disk that any front end can export.
+pub fn lun(volume: Volume, identity: LunIdentity) -> Arc<dyn Lun> {
+    Arc::new(ArraySplitter::new(volume, identity))
+}
+
+/// What the journal's error means to a host. A failure the host can do nothing about is an I/O error with the journal's own words.
+fn refusal(name: &str, error: Error) -> LunError {
+    let name = name.to_owned();
+    match error {
+        Error::OutOfRange { lba, count, .. } => LunError::OutOfRange { name, lba, count },
+        Error::NoSpace { detail, .. } => LunError::NoSpace { name, detail },
+        Error::Gone(_) | Error::NotFound(_) => LunError::Gone { name },
+        other => LunError::Io { name, detail: other.to_string() },
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_full_journal_and_a_closed_image_keep_their_meaning() {
+        let full = Error::NoSpace { group: "g".into(), detail: "disk full".into() };
+        assert_eq!(refusal("v", full), LunError::NoSpace { name: "v".into(), detail: "disk full".into() });
+        assert_eq!(refusal("v", Error::Gone("image i".into())), LunError::Gone { name: "v".into() });
+        let failed = Error::Failed { group: "g".into(), cause: "EIO".into() };
+        assert!(matches!(refusal("v", failed), LunError::Io { detail, .. } if detail.contains("EIO")));
+    }
+}
