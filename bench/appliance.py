@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import re
 import shutil
 import subprocess
 import sys
@@ -14,8 +13,6 @@ from typing import Any
 from bench.paths import REPOSITORY, MissingError
 from bench.processes import cpu_seconds, start, wait_until
 from bench.server import LUN_BYTES, Server
-
-API_URL = re.compile(r"http://127\.0\.0\.1:\d+")
 
 
 class Appliance(Server):
@@ -34,12 +31,8 @@ class Appliance(Server):
             ],
             self.log,
         )
-        wait_until(
-            lambda: API_URL.search(self.log.read_text()) is not None, self._process, self.log
-        )
-        found = API_URL.search(self.log.read_text())
-        self._api = found[0] if found else ""
-        wait_until(self._answers, self._process, self.log)
+        wait_until(lambda: self._ready() is not None, self._process, self.log)
+        self._api = (self._ready() or {})["api"]
         self._cli("group", "create", "bench")
         volume = self._cli("volume", "create", "bench/lun", "--size", f"{LUN_BYTES >> 30}GiB")
         return {"iscsi": volume["iscsi_url"], "nbd": volume["nbd_url"]}
@@ -51,12 +44,13 @@ class Appliance(Server):
         )
         return done.stdout.strip() or "of this repository"
 
-    def _answers(self) -> bool:
-        try:
-            self._cli("status")
-        except MissingError:
-            return False
-        return True
+    def _ready(self) -> dict[str, Any] | None:
+        """The line of JSON in which the service says that it serves, and where."""
+        for line in self.log.read_text(errors="replace").splitlines(keepends=True):
+            if line.startswith('{"event": "ready"') and line.endswith("\n"):
+                found: dict[str, Any] = json.loads(line)
+                return found
+        return None
 
     def _cli(self, *words: str) -> dict[str, Any]:
         command = [_playhead(), *words, "-o", "json"]

@@ -63,9 +63,8 @@ def _run(directory: Path, writes: int) -> str:
         )
     store = directory / "history"
     shutil.rmtree(store, ignore_errors=True)
-    store.mkdir()
     cargo = [program("cargo", "cargo"), "run", "--release", "--quiet", "-p", "playhead-journal"]
-    command = [*cargo, "--example", "history", "--", "--dir", str(store), "--writes", str(writes)]
+    command = [*cargo, "--example", "history", "--", str(store), str(writes)]
     try:
         done = subprocess.run(
             command,

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import resource
 import subprocess
 import time
@@ -13,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from bench.paths import MissingError
-from bench.processes import cpu_seconds, machine_busy_seconds
+from bench.processes import cpu_seconds, machine_busy_seconds, wait_for_quiet
 from bench.scenarios import MIB, Scenario
 
 MARGIN_SECONDS = 120
@@ -55,6 +54,7 @@ class Loader:
     region_bytes: int
     runtime_seconds: float
     fixed_bytes: int
+    patience_seconds: float
 
     def prefill(self, url: str, aging_bytes: int) -> None:
         """Makes the region real data: written once from end to end, then in part again in random 4
@@ -87,8 +87,7 @@ class Loader:
         # Total latency: of completion latency, engines disagree about where sending ends and
         # waiting begins.
         options += ["--lat_percentiles=1"] if scenario.latency else ["--gtod_reduce=1"]
-        # What an earlier run left dirty is written now, at nobody's cost.
-        os.sync()
+        wait_for_quiet(self.patience_seconds, spinners)
         began = time.monotonic()
         server, spun = cpu_seconds(server_pid), sum(map(cpu_seconds, spinners))
         busy, client = machine_busy_seconds(), _children_cpu_seconds()

@@ -49,16 +49,16 @@ HISTORY_GOALS = (
     HistoryGoal("opening an image, ms", ("image_open",), _plain("image_open"), 50.0),
     HistoryGoal(
         "random 4 KiB reads of an image over the head's",
-        ("image_read", "head_read"),
-        _ratio("image_read", "head_read"),
+        ("image_read_rate", "head_read_rate"),
+        _ratio("image_read_rate", "head_read_rate"),
         0.7,
         at_least=True,
     ),
     HistoryGoal("restart, s", ("restart",), _plain("restart"), 2.0),
     HistoryGoal(
         "index memory per 4 KiB block in the window, bytes",
-        ("index_per_block",),
-        _plain("index_per_block"),
+        ("index_bytes_per_block",),
+        _plain("index_bytes_per_block"),
         24.0,
     ),
 )
@@ -120,7 +120,7 @@ class HistoryResults:
                 continue
             value = goal.value(self.metrics)
             good = value.median >= goal.bound if goal.at_least else value.median <= goal.bound
-            journal = self.metrics.get("journal", [0.0])[-1]
+            journal = self.metrics.get("journal_bytes", [0.0])[-1]
             short = small or (goal.needs == ("restart",) and journal < WANTED_JOURNAL_BYTES)
             word = ("PASS" if good else "MISS") + (" (smaller than asked)" if short else "")
             rows.append((goal.title, wanted, value.text(2), word))

@@ -14,10 +14,37 @@ from pathlib import Path
 from bench import ceiling
 from bench.paths import MissingError, program
 from bench.processes import cpu_seconds, free_port, listens, start, wait_until
+from bench.scenarios import MIB
 from bench.server import LUN_BYTES, Server
 
 
-class Tgtd(Server):
+class FileServer(Server):
+    """A server that reads and writes one plain file in place."""
+
+    @property
+    def lun(self) -> Path:
+        """The file."""
+        return self.directory / "lun.img"
+
+    def new_lun(self) -> Path:
+        """Creates the file, all holes."""
+        with self.lun.open("wb") as lun:
+            lun.truncate(LUN_BYTES)
+        return self.lun
+
+    def dirty_again(self, region_bytes: int) -> None:
+        """Rewrites the region with itself, past the server, while nobody uses it.
+
+        The first write to a clean page costs the file system more than the next, and a load that
+        runs for long meets mostly pages that are dirty already. Without this, short runs would
+        make a server that writes in place look slower than it is.
+        """
+        with self.lun.open("r+b", buffering=0) as lun:
+            for offset in range(0, region_bytes, MIB):
+                os.pwrite(lun.fileno(), os.pread(lun.fileno(), MIB, offset), offset)
+
+
+class Tgtd(FileServer):
     """tgtd, user-space SCSI target: rdwr backing store, thin LUN, default number of I/O threads."""
 
     name = "tgtd"
@@ -29,7 +56,7 @@ class Tgtd(Server):
     def launch(self) -> dict[str, str]:
         """Starts a tgtd with a control socket of its own, beside any other tgtd of this machine."""
         port = free_port()
-        lun = _sparse_file(self.directory)
+        lun = self.new_lun()
         command = [
             program("tgtd", "tgt"),
             "-f",
@@ -82,7 +109,7 @@ class Tgtd(Server):
             )
 
 
-class QemuStorageDaemon(Server):
+class QemuStorageDaemon(FileServer):
     """qemu-storage-daemon, NBD export of a file node; io_uring where the kernel has it, else its
     thread pool.
     """
@@ -92,7 +119,7 @@ class QemuStorageDaemon(Server):
 
     def launch(self) -> dict[str, str]:
         """Starts the daemon, falling back to threads when it refuses io_uring."""
-        lun = _sparse_file(self.directory)
+        lun = self.new_lun()
         try:
             return self._launch(lun, "io_uring")
         except MissingError:
@@ -117,7 +144,7 @@ class QemuStorageDaemon(Server):
         return line.split(" (")[0] + f", aio={self._aio}"
 
 
-class Nbdkit(Server):
+class Nbdkit(FileServer):
     """nbdkit with its file plugin."""
 
     name = "nbdkit"
@@ -125,7 +152,7 @@ class Nbdkit(Server):
     def launch(self) -> dict[str, str]:
         """Starts nbdkit in the foreground, with its default of 16 threads a connection."""
         port = free_port()
-        lun = _sparse_file(self.directory)
+        lun = self.new_lun()
         command = [
             program("nbdkit", "nbdkit"),
             "-f",
@@ -145,14 +172,14 @@ class Nbdkit(Server):
         return _first_line([program("nbdkit", "nbdkit"), "--version"])
 
 
-class Ceiling(Server):
+class Ceiling(FileServer):
     """The loopback ceiling (ceiling/ceiling.c): parses a PDU, does the pread or pwrite, answers."""
 
     name = "ceiling"
 
     def launch(self) -> dict[str, str]:
         """Starts the yardstick; it prints the port it got."""
-        self._process = start([str(ceiling.binary()), str(_sparse_file(self.directory))], self.log)
+        self._process = start([str(ceiling.binary()), str(self.new_lun())], self.log)
         wait_until(lambda: self.log.read_text().endswith("\n"), self._process, self.log)
         port = int(self.log.read_text().split()[1])
         return {"iscsi": f"iscsi://127.0.0.1:{port}/iqn.2026-01.bench:ceiling/1"}
@@ -162,19 +189,12 @@ class Ceiling(Server):
         return "of this repository"
 
 
-def _sparse_file(directory: Path) -> Path:
-    path = directory / "lun.img"
-    with path.open("wb") as lun:
-        lun.truncate(LUN_BYTES)
-    return path
-
-
 def _first_line(command: list[str]) -> str:
     done = subprocess.run(command, capture_output=True, text=True, timeout=30, check=False)
     return (done.stdout + done.stderr).strip().split("\n")[0]
 
 
-PEERS: tuple[type[Server], ...] = (Tgtd, Ceiling, QemuStorageDaemon, Nbdkit)
+PEERS: tuple[type[FileServer], ...] = (Tgtd, Ceiling, QemuStorageDaemon, Nbdkit)
 
 
 if __name__ == "__main__":

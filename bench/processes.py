@@ -13,6 +13,9 @@ from bench.paths import MissingError, program
 
 START_SECONDS = 20.0
 STOP_SECONDS = 10.0
+# A machine is quiet when nothing uses more than this much of a core for this long.
+QUIET_CORES = 0.1
+QUIET_SECONDS = 0.3
 TICK_SECONDS = 1.0 / os.sysconf("SC_CLK_TCK")
 
 
@@ -115,3 +118,17 @@ def machine_busy_seconds() -> float:
         int(field) for field in Path("/proc/stat").read_text().split("\n", 1)[0].split()[1:]
     )
     return (user + nice + system + irq + softirq + steal) * TICK_SECONDS
+
+
+def wait_for_quiet(patience_seconds: float, ignored: Sequence[int]) -> None:
+    """Returns when this machine is idle but for the processes `ignored`, or when patience is over.
+
+    Noise is waited out, never left out: how disturbed a run was is part of its sample.
+    """
+    deadline = time.monotonic() + patience_seconds
+    while time.monotonic() < deadline:
+        began, busy = time.monotonic(), machine_busy_seconds() - sum(map(cpu_seconds, ignored))
+        time.sleep(QUIET_SECONDS)
+        busy = machine_busy_seconds() - sum(map(cpu_seconds, ignored)) - busy
+        if busy / (time.monotonic() - began) <= QUIET_CORES:
+            return

@@ -33,14 +33,17 @@ HOW = """## How it is measured
   greatest.
 - Every LUN is {lun}; loads touch the first {region} of it, which is written from end to end
   beforehand, and then for {aging} again in random 4 KiB pieces. Dirty pages are written to disk
-  before each run, outside it. Reads come from the page cache, on every server.
+  before each run, outside it; then, before writes without flushes, the plain files' pages are made
+  dirty again, as a load that has run for long finds them (a journal always meets new pages). Reads
+  come from the page cache, on every server.
 - Random loads run for {runtime} each; sequential ones move {fixed}, which is less than what makes
   the kernel hold writers back, so the disk's own speed is in no figure but those with flushes.
 - The load is one fio thread, over iSCSI (its libiscsi engine) or NBD (its nbd engine), on the same
   cores as the server.
 - *Server CPU* is the server's user and system time, all threads, over completed I/Os. *Client* is
   fio's share of a core: near 1 it is the client that is measured. *Others* is cores in use by
-  anything else, the kernel's write-back included: much more than 0.2 means noise.
+  anything else, the kernel's write-back included: much more than 0.2 means noise. A run
+  waits up to {patience} for a quiet machine, and counts however disturbed it then was.
 - *Ceiling* is a trivial iSCSI target that parses a PDU, reads or writes a plain file, and does
   nothing else (bench/ceiling). Rates of a flush load count writes, not flushes. Latency is measured
   with all cores kept awake.

@@ -45,8 +45,11 @@ class Bench:
         server.halt()
         server.wipe()
         self._urls[name] = server.launch()
-        protocol = next(lane.protocol for lane in self.lanes if lane.server == name)
-        self.loader.prefill(self._urls[name][protocol], self.aging_bytes)
+        protocols = [lane.protocol for lane in self.lanes if lane.server == name]
+        lacking = [protocol for protocol in protocols if protocol not in self._urls[name]]
+        if lacking:
+            raise MissingError(f"{name} has no {', '.join(lacking)} URL; next: choose with --lanes")
+        self.loader.prefill(self._urls[name][protocols[0]], self.aging_bytes)
 
     def down(self) -> None:
         """Ends every server and removes what it stored."""
@@ -62,6 +65,11 @@ class Bench:
         if server.stored_bytes() > self.store_limit_bytes:
             self.up(lane.server)
         url = self._urls[lane.server][lane.protocol]
+        # What earlier runs left dirty is written now, at nobody's cost.
+        for each in self.servers.values():
+            each.sync()
+        if scenario.dirty_before:
+            server.dirty_again(self.loader.region_bytes)
         if not scenario.latency:
             return self.loader.measure(scenario, lane.name, url, server.pid, round_)
         with cores_awake() as spinners:
@@ -87,6 +95,7 @@ def main(arguments: list[str] | None = None) -> int:
             region_bytes=options.region_mib * MIB,
             runtime_seconds=options.runtime,
             fixed_bytes=options.fixed_mib * MIB,
+            patience_seconds=options.patience,
         )
     except MissingError as error:
         print(f"bench.run: {error}", file=sys.stderr)
@@ -169,6 +178,7 @@ def _blank(options: argparse.Namespace, directory: Path) -> Results:
         machine=machine.facts(directory),
         settings={
             "rounds": str(options.rounds),
+            "patience": f"{options.patience:g} s",
             "runtime": f"{options.runtime:g} s",
             "lun": f"{LUN_BYTES >> 30} GiB",
             "region": f"{options.region_mib} MiB",
@@ -203,8 +213,22 @@ def _chosen(names: Sequence[str] | None, known: dict[str, T], what: str) -> list
 def _options(arguments: list[str] | None) -> argparse.Namespace:
     """The command line, with what --quick makes smaller and nobody set."""
     options = _parser().parse_args(arguments)
-    usual = {"rounds": 5, "runtime": 5.0, "region_mib": 1024, "fixed_mib": 2048, "aging_mib": 256}
-    quick = {"rounds": 1, "runtime": 2.0, "region_mib": 256, "fixed_mib": 512, "aging_mib": 32}
+    usual = {
+        "patience": 20.0,
+        "rounds": 5,
+        "runtime": 5.0,
+        "region_mib": 1024,
+        "fixed_mib": 2048,
+        "aging_mib": 256,
+    }
+    quick = {
+        "patience": 0.0,
+        "rounds": 1,
+        "runtime": 2.0,
+        "region_mib": 256,
+        "fixed_mib": 512,
+        "aging_mib": 32,
+    }
     for name, value in (quick if options.quick else usual).items():
         if getattr(options, name) is None:
             setattr(options, name, value)
@@ -225,6 +249,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     add("--rounds", type=int, help="rounds (default 5)")
     add("--runtime", type=float, help="seconds of each random run (default 5)")
+    add("--patience", type=float, help="seconds to wait for a quiet machine before each run (20)")
     add("--region-mib", type=int, help="part of the LUN under load (default 1024)")
     add("--fixed-mib", type=int, help="bytes of each sequential run (default 2048)")
     add("--aging-mib", type=int, help="random rewrites after filling (default 256)")

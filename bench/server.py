@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 from abc import ABC, abstractmethod
 from pathlib import Path
@@ -48,6 +49,12 @@ class Server(ABC):
             tail = "\n".join(self.log.read_text(errors="replace").splitlines()[-15:])
             raise MissingError(f"{self.name} ended with {self._process.returncode}:\n{tail}")
 
+    def dirty_again(self, region_bytes: int) -> None:  # noqa: B027
+        """Makes rewriting the region's first bytes as cheap as in a load that has run for long.
+
+        Nothing to do for a server that does not write in place.
+        """
+
     def wipe(self) -> None:
         """Removes the LUN and everything else of this server; the process is down."""
         for path in sorted(self.directory.rglob("*"), reverse=True):
@@ -62,6 +69,18 @@ class Server(ABC):
         if self._process is None:
             raise MissingError(f"{self.name} is not running")
         return self._process.pid
+
+    def sync(self) -> None:
+        """Has everything in this server's folder written to disk."""
+        for path in self.directory.rglob("*"):
+            try:
+                file = os.open(path, os.O_RDONLY | os.O_NOFOLLOW)
+            except FileNotFoundError:  # the server removed it meanwhile
+                continue
+            try:
+                os.fsync(file)
+            finally:
+                os.close(file)
 
     def stored_bytes(self) -> int:
         """Disk space in use by this server's folder."""
