@@ -180,8 +180,16 @@ impl Inner {
         }
         state.active.extend_from_slice(&entries[done..]);
         for e in entries {
-            if let (Some(m), Some(tip)) = (e.mapped(), state.tips.get_mut(&e.timeline)) {
-                tip.own.insert(e.volume, m);
+            if let Some(m) = e.mapped() {
+                match state.tips.get_mut(&e.timeline) {
+                    Some(tip) => tip.own.insert(e.volume, m),
+                    None => log::error!(
+                        "group {}: LSN {} was written on timeline {}, which takes no writes",
+                        self.name,
+                        e.lsn,
+                        e.timeline
+                    ),
+                }
             }
             if e.opcode == Opcode::Copy {
                 state.newest_copy = e.lsn;

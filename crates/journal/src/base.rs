@@ -49,6 +49,7 @@ impl Base {
     /// Makes a sparse base of `bytes` bytes; durable when it returns.
     pub(crate) fn create(files: &dyn Files, dir: &Path, paths: Vec<PathBuf>, bytes: u64) -> Result<Base> {
         files.create_dir(&base_dir(dir)).doing("creating", &base_dir(dir))?;
+        files.sync_dir(dir).doing("syncing", dir)?;
         let mut opened = Vec::new();
         let mut left = bytes;
         for path in &paths {
@@ -65,6 +66,12 @@ impl Base {
 
     /// Adopts an existing raw image or block device; returns its size in blocks, too.
     pub(crate) fn adopt(files: &dyn Files, path: &Path) -> Result<(Base, u64)> {
+        if !path.is_absolute() {
+            return Err(Error::Invalid(format!(
+                "{} is a relative path: give the absolute one, which stays true wherever the service is started",
+                path.display()
+            )));
+        }
         let file = files.open(path, Open::Write).doing("opening", path)?;
         let bytes = file.size().doing("sizing", path)?;
         if bytes == 0 || bytes % BLOCK_BYTES as u64 != 0 {

@@ -109,7 +109,7 @@ impl Inner {
             if target > edge.lsn {
                 let point = self.edge_point(target, head)?;
                 self.flush_inline()?;
-                control.update(|m| {
+                self.remember(&mut control, |m| {
                     m.edge = point;
                     m.durable_lsn = m.durable_lsn.max(point.lsn);
                     m.rewinds.retain(|r| r.undo_lsn >= point.lsn);
@@ -162,7 +162,7 @@ impl Inner {
             let next = self.fold_step(folded, edge)?;
             let mut control = self.control.lock();
             let images: Vec<Lineage> = self.image_lineages();
-            control.update(|m| {
+            self.remember(&mut control, |m| {
                 m.folded = next;
                 if next == m.edge.lsn {
                     m.history.forget_before(next, &images);

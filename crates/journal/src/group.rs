@@ -413,7 +413,7 @@ impl Group {
             adopted,
             created_lsn: i.state.read().head.lsn,
         };
-        control.update(|m| {
+        i.remember(&mut control, |m| {
             m.volumes.push(info.clone());
             m.next_volume = number + 1;
         })?;
@@ -449,7 +449,7 @@ impl Group {
                 i.name
             )));
         }
-        control.update(|m| m.volumes.retain(|v| v.number != number))?;
+        i.remember(&mut control, |m| m.volumes.retain(|v| v.number != number))?;
         volume.removed.store(true, Ordering::Release);
         let mut state = i.state.write();
         state.volumes.remove(&number);
@@ -514,7 +514,7 @@ impl Group {
         i.seal_all()?;
         let mut control = i.control.lock();
         let durable = i.durable.load(Ordering::Acquire);
-        control.update(|m| m.durable_lsn = durable)
+        i.remember(&mut control, |m| m.durable_lsn = durable)
     }
 }
 
@@ -541,6 +541,16 @@ impl Inner {
         if self.failure.set(error.to_string()).is_ok() {
             log::error!("group {} stops taking writes: {error}", self.name);
         }
+    }
+
+    /// Changes what the superblock remembers. If the medium fails at that, nobody knows which of the two states it holds; then nothing
+    /// more may be acknowledged that depends on it.
+    pub(crate) fn remember(&self, control: &mut Superblock, change: impl FnOnce(&mut Memory)) -> Result<()> {
+        control.update(change).inspect_err(|e| {
+            if matches!(e, Error::Io { .. }) {
+                self.fail(e);
+            }
+        })
     }
 
     /// Bytes of the largest payload that fits this group's segments.

@@ -123,7 +123,7 @@ impl Group {
             i.append_branch(timeline, false)?;
             branch = Some(timeline);
         }
-        control.update(|m| {
+        i.remember(&mut control, |m| {
             m.images.push(entry.clone());
             if let Some(timeline) = branch {
                 m.history.timelines.insert(timeline.id, timeline);
@@ -170,7 +170,7 @@ impl Group {
             .get(name)
             .cloned()
             .ok_or_else(|| Error::NotFound(format!("group {} has no open image {name}", i.name)))?;
-        control.update(|m| {
+        i.remember(&mut control, |m| {
             m.images.retain(|e| e.name != name);
             if image.entry.writable {
                 m.history.timelines.remove(&image.entry.timeline);
@@ -207,14 +207,14 @@ impl Group {
         let payload = BranchPoint { timeline: timeline.id, parent, at: to.lsn, production: true }.encode();
         let draft = [Draft::new(Opcode::Branch, NO_VOLUME, 0, 0, &payload)];
         let mut log = i.log.lock();
-        let old = log.production;
         i.make_room(&mut log, &draft)?;
+        let old = log.production;
         let undo_lsn = i.state.read().head.lsn;
         let at_lsn = i.append(&mut log, old, &draft)?;
         // The log stays held: no write may come between the BRANCH record and the switch. The superblock is the point of no return.
         i.flush_inline()?;
         let rewind = Rewind { at: Point { lsn: at_lsn, time_ns: log.time_ns }, to, undo_lsn };
-        control.update(|m| {
+        i.remember(&mut control, |m| {
             m.history.timelines.insert(timeline.id, timeline);
             m.history.next = timeline.id + 1;
             m.history.stays.push(crate::lineage::Stay { timeline: timeline.id, since: at_lsn });
@@ -252,9 +252,11 @@ impl Inner {
     fn append_branch(&self, timeline: Timeline, production: bool) -> Result<()> {
         let parent = timeline.parent.unwrap_or(0);
         let payload = BranchPoint { timeline: timeline.id, parent, at: timeline.at, production }.encode();
+        let draft = [Draft::new(Opcode::Branch, NO_VOLUME, 0, 0, &payload)];
         let mut log = self.log.lock();
+        self.make_room(&mut log, &draft)?;
         let on = log.production;
-        self.append(&mut log, on, &[Draft::new(Opcode::Branch, NO_VOLUME, 0, 0, &payload)])?;
+        self.append(&mut log, on, &draft)?;
         drop(log);
         self.flush_inline().map(|_| ())
     }
@@ -296,7 +298,8 @@ impl Inner {
         let (cut, _) = place(end, self.segment_bytes);
         let from = state.folded / self.segment_bytes;
         let span = Span { timeline: span.timeline, end };
-        if state.active_number() == Some(cut) {
+        // The head may stand just behind a full segment, so the active one can lie before the cut.
+        if state.active_number().is_some_and(|active| active <= cut) {
             let entries: Vec<Entry> =
                 state.active.iter().filter(|e| e.timeline == span.timeline && e.lsn < end).copied().collect();
             if !entries.is_empty() {

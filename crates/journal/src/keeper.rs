@@ -10,13 +10,13 @@ use parking_lot::{Condvar, Mutex};
 use crate::{
     append::next_segment_lsn,
     error::Context,
-    group::{Group, Inner, Sealing},
+    group::{no_space, Group, Inner, Point, Sealing},
     index::{index_dir, SegmentIndex},
     lineage::TimelineId,
     maps::Maps,
     run::{Run, RunKey},
     segment::first_lsn,
-    Lsn, Result,
+    Error, Lsn, Result,
 };
 
 /// Wakes a housekeeping thread.
@@ -294,11 +294,11 @@ impl Inner {
             let step = ((newest - first) / 8).max(1);
             (first_lsn((first + step).min(newest), self.segment_bytes), state.edge.lsn)
         };
-        self.seal_all()?;
-        let edge = self.trim(target, &mut |_, _| true)?;
-        let mut wanted = self.keeper.state.lock();
-        wanted.exhausted = edge.lsn <= before;
-        drop(wanted);
+        let outcome = self.seal_all().and_then(|()| self.trim_on_full_disk(target));
+        let stuck = outcome.as_ref().map_or(true, |edge| edge.lsn <= before);
+        self.keeper.state.lock().exhausted = stuck;
+        self.room.notify_all();
+        let edge = outcome?;
         if edge.lsn > before {
             log::warn!(
                 "group {}: the disk is full, so the window was shortened to LSN {}",
@@ -306,8 +306,34 @@ impl Inner {
                 edge.lsn
             );
         }
-        self.room.notify_all();
         Ok(())
+    }
+
+    /// Trims where the bases, too, may find no space: the segments made ahead are given up for them, one by one.
+    fn trim_on_full_disk(&self, target: Lsn) -> Result<Point> {
+        loop {
+            match self.trim(target, &mut |_, _| true).map_err(|e| no_space(&self.name, e)) {
+                Err(Error::NoSpace { .. }) if self.give_up_ready_segment() => {}
+                other => return other,
+            }
+        }
+    }
+
+    fn give_up_ready_segment(&self) -> bool {
+        let spare = self.spare.lock().pop();
+        let ready = || {
+            let mut log = self.log.lock();
+            // While one is being made behind them, the row must not change.
+            if log.preparing {
+                None
+            } else {
+                log.next.pop_back()
+            }
+        };
+        match spare.or_else(ready) {
+            Some(segment) => self.files.remove(&segment.path).is_ok(),
+            None => false,
+        }
     }
 
     /// Gives the tips, and images that are read much, one map each.

@@ -67,6 +67,8 @@ impl Group {
         let newest_copy = newest_copy(&*files, &memory, &tail)?;
         // Records written from here on are told from whatever lies beyond the end, even after further crashes.
         control.update(|m| m.epoch += 1)?;
+        // Both slots carry it, so that losing one does not make this run's records strangers.
+        control.update(|_| ())?;
         let memory = control.memory.clone();
         let (number, offset) = place(tail.head.lsn, memory.segment_bytes);
         let active = tail.segments.get(&number).cloned().ok_or_else(|| Error::Damaged {
@@ -219,17 +221,39 @@ fn find_tail(files: &dyn Files, dir: &Path, memory: &Memory) -> Result<Tail> {
     }
     runs.retain(|_, cover| !cover.is_empty());
     tail.covers = runs;
-    scan_tail(files, dir, memory, &present, number, &mut tail)?;
-    if tail.head.lsn < memory.durable_lsn {
-        return Err(Error::Damaged {
-            path: segment_path(dir, tail.head.lsn / bytes),
-            detail: format!(
-                "the log of group {} ends at LSN {} but was durable up to {}: records that were flushed are lost; run playhead journal verify, and restore the group from a copy",
-                memory.name, tail.head.lsn, memory.durable_lsn
-            ),
-        });
+    let floor = durable_floor(files, dir, memory)?;
+    scan_tail(files, dir, memory, (&present, floor), number, &mut tail)?;
+    if tail.head.lsn < floor {
+        return Err(lost(dir, memory, tail.head.lsn, floor));
     }
     Ok(tail)
+}
+
+/// What certainly was durable: the superblock says so, or a segment has an index, which was written only after the segment, all before
+/// it, and the start of the one behind it had been synced.
+pub(crate) fn durable_floor(files: &dyn Files, dir: &Path, memory: &Memory) -> Result<Lsn> {
+    let indexes = index_dir(dir);
+    let (first, _) = place(memory.folded, memory.segment_bytes);
+    let mut floor = memory.durable_lsn;
+    for name in files.list(&indexes).doing("listing", &indexes)? {
+        let number = name.strip_suffix(".idx").and_then(|n| SegmentNumber::from_str_radix(n, 16).ok());
+        if let Some(number) = number.filter(|n| *n >= first) {
+            if SegmentIndex::open(files, dir, number, memory.seed()).is_some() {
+                floor = floor.max(first_lsn(number + 1, memory.segment_bytes));
+            }
+        }
+    }
+    Ok(floor)
+}
+
+fn lost(dir: &Path, memory: &Memory, head: Lsn, floor: Lsn) -> Error {
+    Error::Damaged {
+        path: segment_path(dir, head / memory.segment_bytes),
+        detail: format!(
+            "the log of group {} ends at LSN {head} but was durable up to {floor}: records that were flushed are lost. Nothing has been changed; run playhead journal verify, and restore the group from a copy",
+            memory.name
+        ),
+    }
 }
 
 fn open_runs(files: &dyn Files, dir: &Path, memory: &Memory) -> Result<HashMap<TimelineId, Cover>> {
@@ -276,7 +300,7 @@ fn scan_tail(
     files: &dyn Files,
     dir: &Path,
     memory: &Memory,
-    present: &BTreeSet<SegmentNumber>,
+    (present, floor): (&BTreeSet<SegmentNumber>, Lsn),
     first: SegmentNumber,
     tail: &mut Tail,
 ) -> Result<()> {
@@ -285,29 +309,17 @@ fn scan_tail(
     let mut number = first;
     loop {
         let segment = Segment::existing(dir, number, false);
-        let usable = present.contains(&number) && segment.check(files, memory.id, bytes).is_ok();
-        if !usable {
-            if present.contains(&number) && number == first {
-                // A newer format must be refused, not overwritten.
-                if let Err(e @ Error::NewerFormat { .. }) = segment.check(files, memory.id, bytes) {
-                    return Err(e);
-                }
-            }
+        if !present.contains(&number) || !segment.is_begun(files, memory.id, bytes)? {
             // The log ends at the end of the segment before: nothing was ever written here.
+            let start = first_lsn(number, bytes);
+            tail.head.lsn = start.max(tail.head.lsn);
+            // A segment is made, and durable, before anything that could move the floor to its start.
+            if start <= floor {
+                return Err(lost(dir, memory, start, floor));
+            }
             let made = Segment::create(files, dir, memory.id, number, bytes)
                 .map_err(|e| no_space(&memory.name, e))?;
-            if first_lsn(number, bytes) < memory.durable_lsn {
-                let _ = files.remove(&made.path);
-                return Err(Error::Damaged {
-                    path: segment_path(dir, number),
-                    detail: format!(
-                        "the segment is missing or not valid, but group {} was durable up to LSN {}: restore it from a copy",
-                        memory.name, memory.durable_lsn
-                    ),
-                });
-            }
             tail.segments.insert(number, Arc::new(made));
-            tail.head.lsn = first_lsn(number, bytes).max(tail.head.lsn);
             return Ok(());
         }
         let file = Arc::clone(segment.file(files)?);

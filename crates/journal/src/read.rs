@@ -72,7 +72,7 @@ impl Volume {
             return Ok(());
         }
         let inner = &self.group.0;
-        for _ in 0..ATTEMPTS {
+        'again: for _ in 0..ATTEMPTS {
             let found = self.look(lba, (buf.len() / BLOCK_BYTES) as u64)?;
             let mut copies: Vec<Todo> = Vec::new();
             for f in found {
@@ -80,12 +80,17 @@ impl Volume {
                 let volume = &self.volume;
                 if f.piece.loc.is_some_and(|l| l.kind() == Kind::Copy) {
                     copies.push(Todo { volume: Arc::clone(volume), found: f, at });
-                } else {
-                    inner.fill(volume, &f, at, buf)?;
+                } else if let Err(e) = inner.fill(volume, &f, at, buf) {
+                    // A segment that was folded and removed before its file was opened: the bytes are in the base now.
+                    if f.piece.loc.is_some_and(|l| l.lsn() < inner.state.read().folded) {
+                        continue 'again;
+                    }
+                    return Err(e);
                 }
             }
             if copies.is_empty() || inner.fill_copies(copies, buf)? {
-                return Ok(());
+                // An image closed meanwhile no longer holds the edge, so what was read may not be its own.
+                return self.check_present();
             }
         }
         Err(Error::Conflict(format!(
@@ -95,44 +100,52 @@ impl Volume {
     }
 
     /// Where `count` blocks from `lba` are; not in order.
+    ///
+    /// Views are searched without a lock: their runs may have to come from the disk, and nobody's writes should wait for that.
     pub(crate) fn look(&self, lba: u64, count: u64) -> Result<FoundList> {
+        let inner = &self.group.0;
         let number = self.volume.info.number;
         let mut pieces = Pieces::new();
         let mut gaps = Gaps::new();
         gaps.push((lba, count));
-        let state = self.group.0.state.read();
-        let folded = state.folded;
-        let tip = match &self.line {
-            Line::Production => Some(state.history.production()),
-            Line::Image(image) if image.entry.writable => Some(image.entry.timeline),
-            Line::Image(image) => {
-                image.view.lookup(number, gaps, folded, &mut pieces)?;
-                return Ok(state.hold(pieces, self.group.0.segment_bytes));
+        let (view, folded) = {
+            let state = inner.state.read();
+            let tip = match &self.line {
+                Line::Production => state.history.production(),
+                Line::Image(image) => image.entry.timeline,
+            };
+            match &self.line {
+                Line::Image(image) if !image.entry.writable => (Some(Arc::clone(&image.view)), state.folded),
+                _ => {
+                    let Some(tip) = state.tips.get(&tip) else {
+                        return Err(Error::Gone(format!("volume {}", self.volume.info.name)));
+                    };
+                    gaps = search(&gaps, state.folded, &mut pieces, &mut |lba, count, visit| {
+                        tip.own.lookup(number, lba, count, visit);
+                        Ok(())
+                    })?;
+                    if gaps.is_empty() {
+                        return Ok(state.hold(pieces, inner.segment_bytes));
+                    }
+                    (tip.under.clone(), state.folded)
+                }
             }
         };
-        let Some(tip) = tip.and_then(|t| state.tips.get(&t)) else {
-            return Err(Error::Gone(format!("volume {}", self.volume.info.name)));
-        };
-        gaps = search(&gaps, folded, &mut pieces, &mut |lba, count, visit| {
-            tip.own.lookup(number, lba, count, visit);
-            Ok(())
-        })?;
-        match &tip.under {
-            _ if gaps.is_empty() => {}
-            Some(under) => under.lookup(number, gaps, folded, &mut pieces)?,
-            None => {
-                pieces.extend(gaps.into_iter().map(|(lba, count)| Piece { lba, count, loc: None }));
-            }
+        match view {
+            Some(view) => view.lookup(number, gaps, folded, &mut pieces)?,
+            None => pieces.extend(gaps.into_iter().map(|(lba, count)| Piece { lba, count, loc: None })),
         }
-        Ok(state.hold(pieces, self.group.0.segment_bytes))
+        Ok(inner.state.read().hold(pieces, inner.segment_bytes))
     }
 }
 
 impl State {
+    /// Takes hold of the segments that pieces lie in. What has been folded since they were looked up is in the base.
     fn hold(&self, pieces: Pieces, segment_bytes: u64) -> FoundList {
         pieces
             .into_iter()
-            .map(|piece| {
+            .map(|mut piece| {
+                piece.loc = piece.loc.filter(|l| l.lsn() >= self.folded);
                 let segment = piece
                     .loc
                     .filter(|l| !matches!(l.kind(), Kind::Zero | Kind::Unmapped))
@@ -182,7 +195,12 @@ impl Inner {
         // Every step goes to a record strictly before the one it came from, so this ends.
         while let Some(t) = todo.pop() {
             let Some(loc) = t.found.piece.loc.filter(|l| l.kind() == Kind::Copy) else {
-                self.fill(&t.volume, &t.found, t.at, buf)?;
+                if let Err(e) = self.fill(&t.volume, &t.found, t.at, buf) {
+                    if self.state.read().folded > oldest {
+                        return Ok(false);
+                    }
+                    return Err(e);
+                }
                 continue;
             };
             oldest = oldest.min(loc.lsn());
@@ -215,13 +233,14 @@ impl Inner {
         let mut pieces = Pieces::new();
         let mut gaps = Gaps::new();
         gaps.push((source_lba, piece.count));
+        let folded = self.state.read().folded;
+        view.lookup(source.volume, gaps, folded, &mut pieces)?;
         let state = self.state.read();
         let volume = state
             .volumes
             .get(&source.volume)
             .cloned()
             .ok_or_else(|| Error::Gone(format!("the source volume of a copy at LSN {lsn}")))?;
-        view.lookup(source.volume, gaps, state.folded, &mut pieces)?;
         Ok(state
             .hold(pieces, self.segment_bytes)
             .into_iter()

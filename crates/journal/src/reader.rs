@@ -4,8 +4,11 @@ use std::{collections::BTreeMap, path::Path, sync::Arc};
 
 use crate::{
     error::Context,
+    extents::Mapped,
     files::Files,
     index::{index_dir, Entry, SegmentIndex},
+    lineage::TimelineId,
+    maps::{Maps, Sizes},
     record::{BranchPoint, CopySource, Header, Opcode},
     run::{Run, RunKey},
     scan::{Found, Scan},
@@ -103,7 +106,7 @@ fn walk(
     let bytes = memory.segment_bytes;
     let numbers = segments(files, dir, memory)?;
     let mut epochs = (0, memory.epoch);
-    let first = numbers.first().copied().unwrap_or(0).max(from);
+    let first = place(memory.folded, bytes).0.max(from);
     let mut expected = first;
     for number in numbers.into_iter().filter(|n| *n >= first) {
         if number != expected {
@@ -189,10 +192,10 @@ pub fn verify(files: &dyn Files, dir: &Path) -> Result<Verdict> {
         problems.len() < MAX_PROBLEMS
     })?;
     verdict.head = head;
-    if head < memory.durable_lsn {
+    let floor = crate::open::durable_floor(files, dir, &memory)?;
+    if head < floor {
         problems.push(format!(
-            "the log ends at LSN {head} ({why}) but was durable up to {}: flushed records are lost",
-            memory.durable_lsn
+            "the log ends at LSN {head} ({why}) but was durable up to {floor}: flushed records are lost"
         ));
     }
     verify_indexes(files, dir, &memory, &by_segment, &mut problems)?;
@@ -216,9 +219,12 @@ fn verify_indexes(
         let path = indexes.join(&name);
         if let Some((timeline, key)) = RunKey::parse(&name) {
             if key.segments().1 > first && memory.history.timelines.contains_key(&timeline) {
-                let run = Run::open(files, dir, timeline, key, memory.seed());
-                if let Err(e) = run.and_then(|r| r.check_pages()) {
-                    problems.push(e.to_string());
+                match told_by(files, dir, memory, timeline, key) {
+                    Err(e) => problems.push(e.to_string()),
+                    Ok(told) if told != made_of(memory, by_segment, timeline, key) => {
+                        problems.push(format!("{} does not tell what its segments hold", path.display()));
+                    }
+                    Ok(_) => {}
                 }
             }
             continue;
@@ -239,4 +245,48 @@ fn verify_indexes(
         }
     }
     Ok(())
+}
+
+type Told = Vec<(u32, Mapped)>;
+
+fn listed(maps: &Maps) -> Told {
+    let mut out = Vec::new();
+    maps.for_each(&mut |volume, m| out.push((volume, m)));
+    out
+}
+
+fn sizes(memory: &Memory) -> Sizes {
+    Arc::new(memory.volumes.iter().map(|v| (v.number, v.block_count)).collect())
+}
+
+/// What a run says.
+fn told_by(
+    files: &dyn Files,
+    dir: &Path,
+    memory: &Memory,
+    timeline: TimelineId,
+    key: RunKey,
+) -> Result<Told> {
+    let run = Run::open(files, dir, timeline, key, memory.seed())?;
+    let mut maps = Maps::new(sizes(memory));
+    run.pour_into(&mut maps)?;
+    let (first, _) = place(memory.folded, memory.segment_bytes);
+    Ok(listed(&maps).into_iter().filter(|(_, m)| m.loc.lsn() / memory.segment_bytes >= first).collect())
+}
+
+/// What it should say, by the records of its segments.
+fn made_of(
+    memory: &Memory,
+    by_segment: &BTreeMap<SegmentNumber, Vec<Entry>>,
+    timeline: TimelineId,
+    key: RunKey,
+) -> Told {
+    let mut maps = Maps::new(sizes(memory));
+    let (first, end) = key.segments();
+    for e in by_segment.range(first..end).flat_map(|(_, entries)| entries) {
+        if let (true, Some(m)) = (e.timeline == timeline, e.mapped()) {
+            maps.insert(e.volume, m);
+        }
+    }
+    listed(&maps)
 }

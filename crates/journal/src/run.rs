@@ -283,11 +283,6 @@ impl Run {
         Ok(())
     }
 
-    /// Checks the CRC of every page.
-    pub(crate) fn check_pages(&self) -> Result<()> {
-        (0..self.pages).try_for_each(|page| self.page(page).map(|_| ()))
-    }
-
     /// Removes the file; who still reads the run goes on.
     pub(crate) fn remove(&self, files: &dyn Files) {
         let _ = files.remove(&self.path);

@@ -182,6 +182,28 @@ impl Segment {
         Ok(())
     }
 
+    /// Whether the file is a segment of ours. `false` if it was never finished being made, so that no record was ever in it: it is
+    /// shorter than a segment, or there is nothing where the first record would be. Anything else is an error, and the file is left alone.
+    pub(crate) fn is_begun(&self, files: &dyn Files, id: Uuid, segment_bytes: u64) -> Result<bool> {
+        let file = self.file(files)?;
+        if file.size().doing("sizing", &self.path)? < segment_bytes {
+            return Ok(false);
+        }
+        match self.check(files, id, segment_bytes) {
+            Ok(()) => Ok(true),
+            Err(e @ Error::Damaged { .. }) => {
+                let mut first = [0; crate::record::HEADER_BYTES];
+                file.read_at(&mut first, SEGMENT_HEADER_BYTES).doing("reading", &self.path)?;
+                if first.iter().all(|b| *b == 0) {
+                    Ok(false)
+                } else {
+                    Err(e)
+                }
+            }
+            Err(e) => Err(e),
+        }
+    }
+
     /// Makes what has been written durable.
     pub(crate) fn sync(&self, files: &dyn Files) -> Result<()> {
         self.file(files)?.sync().doing("syncing", &self.path)

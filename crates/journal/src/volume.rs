@@ -121,7 +121,7 @@ impl Volume {
         self.check_present()
     }
 
-    fn check_present(&self) -> Result<()> {
+    pub(crate) fn check_present(&self) -> Result<()> {
         self.group.0.check_open()?;
         if self.volume.removed.load(Ordering::Acquire) {
             return Err(Error::Gone(format!("volume {}", self.volume.info.name)));
@@ -197,6 +197,8 @@ impl Volume {
     pub fn submit(&self, changes: &[Change<'_>]) -> Result<Lsn> {
         let drafts = self.drafts(changes)?;
         let mut log = self.group.0.log.lock();
+        // Waiting for room lets go of the log, and then a rewind may come; so whose timeline it is, is asked afterwards.
+        self.group.0.make_room(&mut log, &drafts)?;
         let timeline = self.timeline(&log)?;
         self.group.0.append(&mut log, timeline, &drafts)?;
         Ok(log.active.number * self.group.0.segment_bytes + log.offset)
@@ -235,6 +237,7 @@ impl Volume {
             let payload = CopySource { volume: source.volume.info.number, lba: source_lba }.encode();
             let draft = [Draft::new(Opcode::Copy, self.volume.info.number, lba, count, &payload)];
             let mut log = self.group.0.log.lock();
+            self.group.0.make_room(&mut log, &draft)?;
             let timeline = self.timeline(&log)?;
             self.group.0.append(&mut log, timeline, &draft)?;
             return Ok(log.active.number * self.group.0.segment_bytes + log.offset);
