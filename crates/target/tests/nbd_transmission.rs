@@ -460,6 +460,20 @@ fn a_disconnect_request_is_obeyed_after_the_flushes_before_it() {
     assert!(peer.closed());
 }
 
+#[test]
+fn a_client_that_sends_no_more_still_gets_its_flush() {
+    let (server, lun) = serve();
+    let mut peer = Peer::simple(server.address(), "disk");
+    lun.hold_flushes();
+    let flush = peer.ask(Command::Flush, 0, 0, 0);
+    peer.socket.shutdown(std::net::Shutdown::Write).unwrap();
+    wait_for("the flush", || lun.held_flushes() == 1);
+    std::thread::sleep(Duration::from_millis(20));
+    lun.release_flushes(Ok(()));
+    assert_eq!(peer.answer(flush).error, 0);
+    assert!(peer.closed());
+}
+
 /// Random requests, many at a time, their bytes cut into random pieces, on an area of its own.
 fn random_session(server: &Server, mut dice: Dice, area: u64, structured: bool) {
     let mut peer = if structured {

@@ -59,7 +59,7 @@ impl Refusal {
     }
 
     /// The error of a LUN, for a request that changes it or for one that does not.
-    pub(super) fn of_lun(error: &LunError, changing: bool) -> Refusal {
+    fn of_lun(error: &LunError, changing: bool) -> Refusal {
         let code = match error {
             LunError::OutOfRange { .. } if changing => ErrorCode::NoSpace,
             LunError::OutOfRange { .. } => ErrorCode::Invalid,
@@ -100,6 +100,8 @@ pub(super) struct Desk<'a> {
     flushes: Vec<u64>,
     /// Flushes issued and not over.
     flushing: usize,
+    /// The LUN's error last logged.
+    noted: Option<LunError>,
 }
 
 impl<'a> Desk<'a> {
@@ -115,6 +117,7 @@ impl<'a> Desk<'a> {
             acks: Vec::new(),
             flushes: Vec::new(),
             flushing: 0,
+            noted: None,
         }
     }
 
@@ -228,15 +231,10 @@ impl<'a> Desk<'a> {
     /// Submits the batch, answers the requests in it, and issues one flush for all that wait for one. A flush of the same round
     /// thus covers its writes too, which is more than the client may ask for.
     pub(super) fn settle(&mut self, disk: Option<&Disk>, batch: &[Change<'_>]) {
-        let Some(disk) = disk else { return };
-        let submitted = match batch {
-            [] => Ok(()),
-            _ => disk.lun.submit(batch).map(|_| ()),
+        let refusal = match batch {
+            [] => None,
+            _ => self.submit(disk, batch).err(),
         };
-        let refusal = submitted.err().map(|error| {
-            log::warn!("NBD writes of {} failed: {error}", self.record.peer);
-            Refusal::of_lun(&error, true)
-        });
         let mut acks = std::mem::take(&mut self.acks);
         let mut written_bytes = 0;
         for ack in acks.drain(..) {
@@ -251,11 +249,32 @@ impl<'a> Desk<'a> {
         if refusal.is_none() {
             add(&self.record.written_bytes, written_bytes);
         }
+        let Some(disk) = disk else { return };
         if !self.flushes.is_empty() {
             let cookies = std::mem::take(&mut self.flushes);
             self.flushing += 1;
             disk.lun.flush(self.record.mailbox.flush_done(cookies));
         }
+    }
+
+    /// Hands changes to the LUN, all or none.
+    pub(super) fn submit(&mut self, disk: Option<&Disk>, changes: &[Change<'_>]) -> Result<(), Refusal> {
+        let Some(disk) = disk else {
+            return Err(Refusal::closed());
+        };
+        match disk.lun.submit(changes) {
+            Ok(_) => Ok(()),
+            Err(error) => Err(self.refusal(&error, true)),
+        }
+    }
+
+    /// The refusal that an error of the LUN is. It is logged the first time in a row only: a full journal fails every write.
+    pub(super) fn refusal(&mut self, error: &LunError, changing: bool) -> Refusal {
+        if self.noted.as_ref() != Some(error) {
+            log::warn!("NBD client {} is told: {error}", self.record.peer);
+            self.noted = Some(error.clone());
+        }
+        Refusal::of_lun(error, changing)
     }
 
     /// Answers the requests whose flush is over.
@@ -265,10 +284,7 @@ impl<'a> Desk<'a> {
         }
         for finished in self.record.mailbox.take() {
             self.flushing = self.flushing.saturating_sub(1);
-            let refusal = finished.result.err().map(|error| {
-                log::warn!("NBD flush of {} failed: {error}", self.record.peer);
-                Refusal::of_lun(&error, true)
-            });
+            let refusal = finished.result.err().map(|error| self.refusal(&error, true));
             for cookie in finished.cookies {
                 match &refusal {
                     Some(refusal) => self.answer_error(cookie, refusal),

@@ -6,7 +6,7 @@ use playhead_wire::nbd::{
     STATE_ZERO,
 };
 
-use super::desk::{add, Desk, Disk, Refusal, SessionError, SEND_BYTES};
+use super::desk::{add, Desk, Disk, SessionError, SEND_BYTES};
 use super::handshake::ALLOCATION_CONTEXT;
 use crate::lun::{Extent, LunError, BLOCK_BYTES};
 
@@ -94,7 +94,7 @@ impl Desk<'_> {
                     self.output.push(&header);
                     if let Err(error) = self.fetch(disk, offset, bytes) {
                         self.output.rewind(mark);
-                        self.answer_error(request.cookie, &Refusal::of_lun(&error, false));
+                        self.fail(request.cookie, &error);
                         return Ok(());
                     }
                 }
@@ -124,16 +124,15 @@ impl Desk<'_> {
         while offset < end {
             let bytes = PIECE_BYTES.min((end - offset) as u32);
             if let Err(error) = self.fetch(disk, offset, bytes) {
-                let refusal = Refusal::of_lun(&error, false);
                 return match mark {
                     Some(mark) => {
                         self.output.rewind(mark);
-                        self.answer_error(cookie, &refusal);
+                        self.fail(cookie, &error);
                         Ok(())
                     }
                     None if self.structured => {
                         self.pad(bytes, end - offset)?;
-                        self.answer_error(cookie, &refusal);
+                        self.fail(cookie, &error);
                         Ok(())
                     }
                     None => Err(SessionError::MidAnswer(error)),
@@ -163,6 +162,11 @@ impl Desk<'_> {
         Ok(())
     }
 
+    fn fail(&mut self, cookie: u64, error: &LunError) {
+        let refusal = self.refusal(error, false);
+        self.answer_error(cookie, &refusal);
+    }
+
     /// Reads straight into the outgoing buffer. What is there after an error is nobody's data, but zeros.
     fn fetch(&mut self, disk: &Disk, offset: u64, bytes: u32) -> Result<(), LunError> {
         let slot = self.output.extend(bytes as usize);
@@ -189,7 +193,7 @@ impl Desk<'_> {
                 let chunk = block_status(request.cookie, ALLOCATION_CONTEXT, &descriptors);
                 self.output.push(&chunk);
             }
-            Err(error) => self.answer_error(request.cookie, &Refusal::of_lun(&error, false)),
+            Err(error) => self.fail(request.cookie, &error),
         }
     }
 
@@ -203,7 +207,7 @@ impl Desk<'_> {
             let fetched = self.fetch(disk, offset, bytes);
             self.output.rewind(mark);
             if let Err(error) = fetched {
-                return self.answer_error(request.cookie, &Refusal::of_lun(&error, false));
+                return self.fail(request.cookie, &error);
             }
             offset += u64::from(bytes);
         }

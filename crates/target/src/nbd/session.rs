@@ -79,7 +79,8 @@ impl<'a> Session<'a> {
             };
             match self.receive(need)? {
                 Arrival::Bytes => {}
-                Arrival::End if self.input.len() == 0 => return Ok(()),
+                // It may have closed only its sending side, and still wait for its flushes.
+                Arrival::End if self.input.len() == 0 => return self.desk.finish_flushes(),
                 Arrival::End => return Err(SessionError::CutShort),
                 Arrival::Leave => self.leave()?,
                 Arrival::Silence => return self.close(),
@@ -181,7 +182,7 @@ impl<'a> Session<'a> {
             let piece = if verdict.is_ok() { need } else { left.min(self.input.len()) };
             if verdict.is_ok() {
                 let data = &self.input.filled()[..piece];
-                verdict = submit(disk.as_ref(), Change::Write { lba, data });
+                verdict = self.desk.submit(disk.as_ref(), &[Change::Write { lba, data }]);
                 lba += (piece / BLOCK_BYTES) as u64;
             }
             self.input.consume(piece);
@@ -293,14 +294,4 @@ fn execute<'b>(
         Command::Disconnect | Command::Unknown(_) => {}
     }
     Ok(())
-}
-
-fn submit(disk: Option<&Disk>, change: Change<'_>) -> Result<(), Refusal> {
-    match disk {
-        Some(disk) => match disk.lun.submit(&[change]) {
-            Ok(_) => Ok(()),
-            Err(error) => Err(Refusal::of_lun(&error, true)),
-        },
-        None => Err(Refusal::closed()),
-    }
 }
