@@ -19,10 +19,7 @@ const IQN: &str = "iqn.2026-01.org.playhead:ram";
 fn raise_descriptor_limit() {
     use rustix::process::{getrlimit, setrlimit, Resource, Rlimit};
     let current = getrlimit(Resource::Nofile);
-    let raised = Rlimit {
-        current: current.maximum,
-        maximum: current.maximum,
-    };
+    let raised = Rlimit { current: current.maximum, maximum: current.maximum };
     let _ = setrlimit(Resource::Nofile, raised);
 }
 

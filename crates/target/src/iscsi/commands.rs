@@ -152,6 +152,10 @@ impl Session {
         }
         let needed = command.data_out_bytes(BLOCK_BYTES as u64);
         let announced = if request.write { u64::from(request.expected_bytes) } else { 0 };
+        if command.needs_exact_data() && announced != needed {
+            self.check(at, &asked, &Sense::INVALID_FIELD_IN_CDB);
+            return Ok(());
+        }
         let wanted = needed.min(announced) as usize;
         if data_len < wanted {
             self.begin_transfer(at, command, request, wanted, data_at, data_len);

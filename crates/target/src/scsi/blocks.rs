@@ -87,10 +87,7 @@ impl LogicalUnit {
     /// WRITE SAME (SBC-3 5.47): zeros are a record of their own, deallocated if UNMAP asks for it.
     pub(super) fn write_same(&self, request: &WriteSame, data_out: &[u8]) -> Result<(), Sense> {
         let lba = request.lba;
-        let count = match request.count {
-            0 => self.lun.block_count().saturating_sub(lba),
-            count => u64::from(count),
-        };
+        let count = u64::from(request.count);
         if !request.no_data {
             require(data_out, BLOCK_BYTES)?;
         }

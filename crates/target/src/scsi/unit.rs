@@ -12,17 +12,17 @@ use std::sync::Arc;
 
 /// What VPD page B0 promises and [`LogicalUnit::admit`] enforces, in blocks.
 ///
-/// Transfers stop at 16 MiB so that one command's data fits a session's budget; UNMAP and WRITE SAME at 4 GiB so that
+/// Transfers stop at 32 MiB so that one command's data fits a session's budget; UNMAP at 512 MiB and WRITE SAME at 4 GiB so that
 /// one record never makes a reader of the journal walk an unbounded extent.
 pub const LIMITS: BlockLimits = BlockLimits {
     compare_and_write: 255,
     transfer_granularity: 8,
-    transfer: (16 << 20) / BLOCK_BYTES as u32,
+    transfer: (32 << 20) / BLOCK_BYTES as u32,
     optimal_transfer: (1 << 20) / BLOCK_BYTES as u32,
-    unmap: (4 << 30) / BLOCK_BYTES as u32,
+    unmap: 1 << 20,
     unmap_descriptors: 256,
     unmap_granularity: 8,
-    write_same: (4 << 30) / BLOCK_BYTES as u64,
+    write_same: 1 << 23,
 };
 
 /// Why a command ends otherwise than GOOD.
@@ -284,21 +284,15 @@ fn check_range(command: &Command, block_count: u64) -> Result<(), Sense> {
         Command::PreFetch { lba, count } | Command::SynchronizeCache { lba, count, .. } => {
             (lba, count, u64::MAX)
         }
-        Command::WriteSame(w) => {
-            // Zero blocks: all to the end.
-            let to_end = block_count.saturating_sub(w.lba);
-            if w.lba < block_count && w.count == 0 && to_end > LIMITS.write_same {
-                return Err(Sense::INVALID_FIELD_IN_CDB);
-            }
-            (w.lba, w.count, LIMITS.write_same)
-        }
+        Command::WriteSame(w) => (w.lba, w.count, LIMITS.write_same),
         Command::GetLbaStatus { lba, .. } => (lba, 0, u64::MAX),
         _ => return Ok(()),
     };
     if lba >= block_count || u64::from(count) > block_count - lba {
         return Err(Sense::LBA_OUT_OF_RANGE);
     }
-    if u64::from(count) > limit {
+    let names_none = count == 0 && matches!(command, Command::WriteSame(_));
+    if u64::from(count) > limit || names_none {
         return Err(Sense::INVALID_FIELD_IN_CDB);
     }
     Ok(())

@@ -35,10 +35,7 @@ impl RamDisk {
         }
         let pages = blocks.div_ceil(PAGE_BLOCKS) as usize;
         RamDisk {
-            identity: LunIdentity {
-                uuid,
-                name: name.to_owned(),
-            },
+            identity: LunIdentity { uuid, name: name.to_owned() },
             pages: RwLock::new((0..pages).map(|_| None).collect()),
             blocks: AtomicU64::new(blocks),
             position: AtomicU64::new(0),
@@ -60,21 +57,14 @@ impl RamDisk {
         let name = || self.identity.name.clone();
         if self.broken.load(Ordering::Relaxed) {
             let detail = "broken on purpose".to_owned();
-            return Err(LunError::Io {
-                name: name(),
-                detail,
-            });
+            return Err(LunError::Io { name: name(), detail });
         }
         if change && self.read_only() {
             return Err(LunError::ReadOnly { name: name() });
         }
         let blocks = self.block_count();
         if lba > blocks || count > blocks - lba {
-            return Err(LunError::OutOfRange {
-                name: name(),
-                lba,
-                count,
-            });
+            return Err(LunError::OutOfRange { name: name(), lba, count });
         }
         Ok(())
     }
@@ -172,12 +162,7 @@ impl Lun for RamDisk {
         Ok(self.position.fetch_add(1, Ordering::Relaxed))
     }
 
-    fn compare_and_write(
-        &self,
-        lba: u64,
-        compare: &[u8],
-        new: &[u8],
-    ) -> Result<Compared, LunError> {
+    fn compare_and_write(&self, lba: u64, compare: &[u8], new: &[u8]) -> Result<Compared, LunError> {
         self.check(lba, (compare.len() / BLOCK_BYTES) as u64, true)?;
         let mut pages = self.pages.write();
         let mut current = vec![0; compare.len()];
@@ -207,12 +192,7 @@ impl Lun for RamDisk {
             match extents.last_mut() {
                 Some(last) if last.mapped == mapped => last.count += len,
                 _ if is_full => break,
-                _ => extents.push(Extent {
-                    lba,
-                    count: len,
-                    mapped,
-                    zero: !mapped,
-                }),
+                _ => extents.push(Extent { lba, count: len, mapped, zero: !mapped }),
             }
             lba += len;
         }

@@ -107,28 +107,17 @@ impl Frame {
     /// Lays out the PDU that starts with `bytes`. `Ok(None)`: not even a header yet.
     ///
     /// Refuses a data segment above `limit_bytes`, so that a hostile length never becomes a buffer.
-    pub fn new_checked(
-        bytes: &[u8],
-        digests: Digests,
-        limit_bytes: usize,
-    ) -> Result<Option<Frame>, Error> {
+    pub fn new_checked(bytes: &[u8], digests: Digests, limit_bytes: usize) -> Result<Option<Frame>, Error> {
         let Some(bhs) = bytes.first_chunk::<BHS_LEN>() else {
             return Ok(None);
         };
         let data_len = data_length(bhs);
         if data_len > limit_bytes {
-            return Err(Error::DataTooLong {
-                len_bytes: data_len,
-                limit_bytes,
-            });
+            return Err(Error::DataTooLong { len_bytes: data_len, limit_bytes });
         }
         let header_end = BHS_LEN + usize::from(bhs[field::AHS_WORDS]) * 4;
         let data_start = header_end + if digests.header { DIGEST_LEN } else { 0 };
-        let digest = if digests.data && data_len > 0 {
-            DIGEST_LEN
-        } else {
-            0
-        };
+        let digest = if digests.data && data_len > 0 { DIGEST_LEN } else { 0 };
         Ok(Some(Frame {
             header_end,
             data_start,
@@ -157,15 +146,10 @@ mod tests {
         let mut bhs = [0u8; BHS_LEN];
         bhs[4] = 2;
         set_data_length(&mut bhs, 5);
-        let plain = Frame::new_checked(&bhs, Digests::default(), 8192)
-            .unwrap()
-            .unwrap();
+        let plain = Frame::new_checked(&bhs, Digests::default(), 8192).unwrap().unwrap();
         assert_eq!((plain.header_end, plain.data_start), (56, 56));
         assert_eq!(plain.total_len, 56 + 8);
-        let both = Digests {
-            header: true,
-            data: true,
-        };
+        let both = Digests { header: true, data: true };
         let digested = Frame::new_checked(&bhs, both, 8192).unwrap().unwrap();
         assert_eq!(digested.data_start, 60);
         assert_eq!(digested.total_len, 60 + 8 + 4);
@@ -179,9 +163,6 @@ mod tests {
         let mut bhs = [0u8; BHS_LEN];
         set_data_length(&mut bhs, 0xff_ffff);
         assert!(Frame::new_checked(&bhs, Digests::default(), 1 << 20).is_err());
-        assert_eq!(
-            Frame::new_checked(&bhs[..47], Digests::default(), 1),
-            Ok(None)
-        );
+        assert_eq!(Frame::new_checked(&bhs[..47], Digests::default(), 1), Ok(None));
     }
 }

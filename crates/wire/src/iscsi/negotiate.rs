@@ -129,27 +129,15 @@ impl Parameters {
                 }
                 None => Answer::Reject,
             },
-            "MaxBurstLength" => minimum(
-                value,
-                512,
-                BURST_MAX,
-                wishes.max_burst_bytes,
-                &mut self.max_burst_bytes,
-            ),
-            "FirstBurstLength" => minimum(
-                value,
-                512,
-                BURST_MAX,
-                wishes.first_burst_bytes,
-                &mut self.first_burst_bytes,
-            ),
-            "MaxOutstandingR2T" => minimum(
-                value,
-                1,
-                65_535,
-                wishes.max_outstanding_r2t,
-                &mut self.max_outstanding_r2t,
-            ),
+            "MaxBurstLength" => {
+                minimum(value, 512, BURST_MAX, wishes.max_burst_bytes, &mut self.max_burst_bytes)
+            }
+            "FirstBurstLength" => {
+                minimum(value, 512, BURST_MAX, wishes.first_burst_bytes, &mut self.first_burst_bytes)
+            }
+            "MaxOutstandingR2T" => {
+                minimum(value, 1, 65_535, wishes.max_outstanding_r2t, &mut self.max_outstanding_r2t)
+            }
             "DefaultTime2Wait" => match text::number(value) {
                 // Maximum (13.15).
                 Some(offered) if offered <= 3600 => {
@@ -221,10 +209,7 @@ mod tests {
         assert_eq!(offer("MaxConnections", "8"), value("1"));
         assert_eq!(offer("ErrorRecoveryLevel", "2"), value("0"));
         assert_eq!(offer("OFMarker", "Yes"), value("No"));
-        assert_eq!(
-            offer("TaskReporting", "FastAbort,RFC3720"),
-            value("RFC3720")
-        );
+        assert_eq!(offer("TaskReporting", "FastAbort,RFC3720"), value("RFC3720"));
         assert_eq!(offer("X-com.example", "1"), Answer::NotUnderstood);
         assert_eq!(p.max_send_bytes, 65_536);
     }

@@ -248,14 +248,9 @@ impl Request {
         let cmd_sn = bhs::u32_at(bhs, field::WORD24);
         let exp_stat_sn = bhs::u32_at(bhs, field::WORD28);
         Ok(match bhs[field::OPCODE] & 0x3f {
-            opcode::NOP_OUT => Request::NopOut(NopOut {
-                immediate,
-                lun,
-                itt,
-                ttt: word20,
-                cmd_sn,
-                exp_stat_sn,
-            }),
+            opcode::NOP_OUT => {
+                Request::NopOut(NopOut { immediate, lun, itt, ttt: word20, cmd_sn, exp_stat_sn })
+            }
             opcode::SCSI_COMMAND => {
                 let mut cdb = [0; 16];
                 cdb.copy_from_slice(&bhs[field::CDB]);
@@ -343,10 +338,7 @@ impl Request {
                 bhs::put_u32(&mut out, field::WORD28, r.exp_stat_sn);
             }
             Request::ScsiCommand(r) => {
-                let flags = bit(r.is_final, FINAL)
-                    | bit(r.read, 0x40)
-                    | bit(r.write, 0x20)
-                    | r.attribute & 7;
+                let flags = bit(r.is_final, FINAL) | bit(r.read, 0x40) | bit(r.write, 0x20) | r.attribute & 7;
                 put(&mut out, opcode::SCSI_COMMAND, r.immediate, flags, r.itt);
                 out[field::LUN].copy_from_slice(&r.lun);
                 bhs::put_u32(&mut out, field::WORD20, r.expected_bytes);
@@ -387,13 +379,7 @@ impl Request {
                 bhs::put_u32(&mut out, field::WORD28, r.exp_stat_sn);
             }
             Request::DataOut(r) => {
-                put(
-                    &mut out,
-                    opcode::DATA_OUT,
-                    false,
-                    bit(r.is_final, FINAL),
-                    r.itt,
-                );
+                put(&mut out, opcode::DATA_OUT, false, bit(r.is_final, FINAL), r.itt);
                 out[field::LUN].copy_from_slice(&r.lun);
                 bhs::put_u32(&mut out, field::WORD20, r.ttt);
                 bhs::put_u32(&mut out, field::WORD28, r.exp_stat_sn);

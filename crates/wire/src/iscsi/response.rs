@@ -270,13 +270,7 @@ impl Response {
                 bhs::put_u32(&mut out, field::ITT, itt);
                 bhs::put_u32(&mut out, field::WORD20, ttt);
             }
-            Response::Scsi {
-                response,
-                status,
-                itt,
-                exp_data_sn,
-                residual,
-            } => {
+            Response::Scsi { response, status, itt, exp_data_sn, residual } => {
                 out[field::OPCODE] = opcode::SCSI_RESPONSE;
                 out[2] = response;
                 out[3] = status;
@@ -289,16 +283,7 @@ impl Response {
                 out[2] = response;
                 bhs::put_u32(&mut out, field::ITT, itt);
             }
-            Response::Login {
-                transit,
-                continues,
-                current_stage,
-                next_stage,
-                isid,
-                tsih,
-                itt,
-                status,
-            } => {
+            Response::Login { transit, continues, current_stage, next_stage, isid, tsih, itt, status } => {
                 out[field::OPCODE] = opcode::LOGIN;
                 out[field::FLAGS] = if transit { FINAL } else { 0 }
                     | if continues { 0x40 } else { 0 }
@@ -309,15 +294,9 @@ impl Response {
                 bhs::put_u32(&mut out, field::ITT, itt);
                 bhs::put_u16(&mut out, field::WORD36, status);
             }
-            Response::Text {
-                is_final,
-                continues,
-                itt,
-                ttt,
-            } => {
+            Response::Text { is_final, continues, itt, ttt } => {
                 out[field::OPCODE] = opcode::TEXT;
-                out[field::FLAGS] =
-                    if is_final { FINAL } else { 0 } | if continues { 0x40 } else { 0 };
+                out[field::FLAGS] = if is_final { FINAL } else { 0 } | if continues { 0x40 } else { 0 };
                 bhs::put_u32(&mut out, field::ITT, itt);
                 bhs::put_u32(&mut out, field::WORD20, ttt);
             }
@@ -336,26 +315,14 @@ impl Response {
                     bhs::put_u32(&mut out, field::WORD24, 0);
                 }
             }
-            Response::Logout {
-                response,
-                itt,
-                time_to_wait_s,
-                time_to_retain_s,
-            } => {
+            Response::Logout { response, itt, time_to_wait_s, time_to_retain_s } => {
                 out[field::OPCODE] = opcode::LOGOUT;
                 out[2] = response;
                 bhs::put_u32(&mut out, field::ITT, itt);
                 bhs::put_u16(&mut out, field::WORD40, time_to_wait_s);
                 bhs::put_u16(&mut out, field::WORD40 + 2, time_to_retain_s);
             }
-            Response::R2t {
-                lun,
-                itt,
-                ttt,
-                r2t_sn,
-                offset_bytes,
-                desired_bytes,
-            } => {
+            Response::R2t { lun, itt, ttt, r2t_sn, offset_bytes, desired_bytes } => {
                 out[field::OPCODE] = opcode::R2T;
                 out[field::LUN].copy_from_slice(&lun);
                 bhs::put_u32(&mut out, field::ITT, itt);
@@ -399,10 +366,7 @@ impl Response {
                 exp_data_sn: bhs::u32_at(bhs, field::WORD36),
                 residual: Residual::parse(bhs)?,
             },
-            opcode::TASK_MANAGEMENT => Response::TaskManagement {
-                response: bhs[2],
-                itt,
-            },
+            opcode::TASK_MANAGEMENT => Response::TaskManagement { response: bhs[2], itt },
             opcode::LOGIN => {
                 let mut isid = [0; 6];
                 isid.copy_from_slice(&bhs[field::ISID]);
@@ -417,22 +381,15 @@ impl Response {
                     status: bhs::u16_at(bhs, field::WORD36),
                 }
             }
-            opcode::TEXT => Response::Text {
-                is_final: flags & FINAL != 0,
-                continues: flags & 0x40 != 0,
-                itt,
-                ttt,
-            },
+            opcode::TEXT => {
+                Response::Text { is_final: flags & FINAL != 0, continues: flags & 0x40 != 0, itt, ttt }
+            }
             opcode::DATA_IN => {
                 let has_status = flags & 1 != 0;
                 Response::DataIn(DataIn {
                     is_final: flags & FINAL != 0,
                     status: has_status.then_some(bhs[3]),
-                    residual: if has_status {
-                        Residual::parse(bhs)?
-                    } else {
-                        Residual::None
-                    },
+                    residual: if has_status { Residual::parse(bhs)? } else { Residual::None },
                     itt,
                     data_sn: bhs::u32_at(bhs, field::WORD36),
                     offset_bytes: bhs::u32_at(bhs, field::WORD40),

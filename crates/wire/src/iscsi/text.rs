@@ -26,18 +26,12 @@ pub enum TextError {
 
 /// The pairs of `text`, in order. A missing last NUL and empty strings between NULs are tolerated, as peers send both.
 pub fn pairs(text: &[u8]) -> impl Iterator<Item = Result<(&str, &str), TextError>> {
-    text.split(|&byte| byte == 0)
-        .filter(|part| !part.is_empty())
-        .enumerate()
-        .take(PAIRS_MAX + 1)
-        .map(|(i, part)| {
+    text.split(|&byte| byte == 0).filter(|part| !part.is_empty()).enumerate().take(PAIRS_MAX + 1).map(
+        |(i, part)| {
             if i == PAIRS_MAX {
                 return Err(TextError::TooMany);
             }
-            let equals = part
-                .iter()
-                .position(|&byte| byte == b'=')
-                .ok_or(TextError::NoValue)?;
+            let equals = part.iter().position(|&byte| byte == b'=').ok_or(TextError::NoValue)?;
             let (key, value) = (&part[..equals], &part[equals + 1..]);
             if key.is_empty() || key.len() > KEY_MAX_BYTES || !key.iter().all(is_key_byte) {
                 return Err(TextError::Key);
@@ -48,7 +42,8 @@ pub fn pairs(text: &[u8]) -> impl Iterator<Item = Result<(&str, &str), TextError
             let key = std::str::from_utf8(key).map_err(|_| TextError::Key)?;
             let value = std::str::from_utf8(value).map_err(|_| TextError::Value)?;
             Ok((key, value))
-        })
+        },
+    )
 }
 
 /// Key names are a letter and then letters, digits, `. - + @ _`; extension keys have a `#` too (RFC 7143 6.1, 13.22).
@@ -66,10 +61,7 @@ pub fn push(out: &mut Vec<u8>, key: &str, value: &str) {
 
 /// A number in decimal or `0x` hexadecimal (RFC 7143 6.1).
 pub fn number(value: &str) -> Option<u32> {
-    match value
-        .strip_prefix("0x")
-        .or_else(|| value.strip_prefix("0X"))
-    {
+    match value.strip_prefix("0x").or_else(|| value.strip_prefix("0X")) {
         Some(hex) if !hex.starts_with('+') => u32::from_str_radix(hex, 16).ok(),
         None if !value.starts_with('+') => value.parse().ok(),
         _ => None,
@@ -87,14 +79,10 @@ pub fn boolean(value: &str) -> Option<bool> {
 
 /// Whether `name` is an iSCSI name by form: `iqn.`, `eui.` or `naa.`, up to 223 bytes (RFC 7143 4.2.7.1).
 pub fn is_iscsi_name(name: &str) -> bool {
-    let form = ["iqn.", "eui.", "naa."]
-        .iter()
-        .any(|prefix| name.starts_with(prefix));
+    let form = ["iqn.", "eui.", "naa."].iter().any(|prefix| name.starts_with(prefix));
     form && name.len() > 4
         && name.len() <= 223
-        && name
-            .bytes()
-            .all(|byte| byte > 0x20 && byte != 0x7f && byte != b',' && byte != b'=')
+        && name.bytes().all(|byte| byte > 0x20 && byte != 0x7f && byte != b',' && byte != b'=')
 }
 
 #[cfg(test)]

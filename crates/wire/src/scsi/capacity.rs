@@ -9,12 +9,7 @@ pub fn emit_read_capacity_10(block_count: u64, block_bytes: u32, out: &mut Vec<u
 
 /// READ CAPACITY(16) data of a thin LUN that reads zeros where unmapped (LBPME, LBPRZ) with `2^physical_exponent`
 /// logical blocks per physical one.
-pub fn emit_read_capacity_16(
-    block_count: u64,
-    block_bytes: u32,
-    physical_exponent: u8,
-    out: &mut Vec<u8>,
-) {
+pub fn emit_read_capacity_16(block_count: u64, block_bytes: u32, physical_exponent: u8, out: &mut Vec<u8>) {
     let mut data = [0; 32];
     data[..8].copy_from_slice(&block_count.saturating_sub(1).to_be_bytes());
     data[8..12].copy_from_slice(&block_bytes.to_be_bytes());
@@ -34,10 +29,7 @@ pub enum Provisioning {
 }
 
 /// GET LBA STATUS data for adjoining stretches `(lba, count, status)`.
-pub fn emit_lba_status(
-    stretches: impl Iterator<Item = (u64, u32, Provisioning)>,
-    out: &mut Vec<u8>,
-) {
+pub fn emit_lba_status(stretches: impl Iterator<Item = (u64, u32, Provisioning)>, out: &mut Vec<u8>) {
     let start = out.len();
     out.extend_from_slice(&[0; 8]);
     for (lba, count, status) in stretches {

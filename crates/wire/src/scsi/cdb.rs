@@ -30,7 +30,7 @@ pub enum ByteCheck {
 pub struct WriteSame {
     /// First block.
     pub lba: u64,
-    /// Blocks; 0 for all to the end.
+    /// Blocks, at least 1: "all to the end" is refused (WSNZ).
     pub count: u32,
     /// Deallocate if that reads as the data.
     pub unmap: bool,
@@ -158,10 +158,9 @@ impl Command {
         };
         let command = match cdb[0] {
             0x00 => Command::TestUnitReady,
-            0x03 => Command::RequestSense {
-                descriptor: cdb[1] & 1 != 0,
-                allocation_bytes: u32::from(cdb[4]),
-            },
+            0x03 => {
+                Command::RequestSense { descriptor: cdb[1] & 1 != 0, allocation_bytes: u32::from(cdb[4]) }
+            }
             0x08 | 0x0a => {
                 let blocks = Blocks {
                     lba: u64::from(be32(cdb, 0) & 0x1f_ffff),
@@ -182,10 +181,7 @@ impl Command {
                 if !vital && cdb[2] != 0 {
                     return Err(long(2, 7));
                 }
-                Command::Inquiry {
-                    page: vital.then_some(cdb[2]),
-                    allocation_bytes: u32::from(be16(cdb, 3)),
-                }
+                Command::Inquiry { page: vital.then_some(cdb[2]), allocation_bytes: u32::from(be16(cdb, 3)) }
             }
             0x15 | 0x55 => {
                 if cdb[1] & 1 != 0 {
@@ -196,11 +192,7 @@ impl Command {
                 }
                 Command::ModeSelect {
                     long: cdb[0] == 0x55,
-                    list_bytes: if cdb[0] == 0x55 {
-                        u32::from(be16(cdb, 7))
-                    } else {
-                        u32::from(cdb[4])
-                    },
+                    list_bytes: if cdb[0] == 0x55 { u32::from(be16(cdb, 7)) } else { u32::from(cdb[4]) },
                 }
             }
             0x1a | 0x5a => Command::ModeSense(ModeSense {
@@ -209,11 +201,7 @@ impl Command {
                 control: cdb[2] >> 6,
                 page: cdb[2] & 0x3f,
                 subpage: cdb[3],
-                allocation_bytes: if cdb[0] == 0x5a {
-                    u32::from(be16(cdb, 7))
-                } else {
-                    u32::from(cdb[4])
-                },
+                allocation_bytes: if cdb[0] == 0x5a { u32::from(be16(cdb, 7)) } else { u32::from(cdb[4]) },
             }),
             0x16 | 0x17 => {
                 if cdb[1] & 0x11 != 0 {
@@ -229,18 +217,13 @@ impl Command {
                 if cdb[4] >> 4 != 0 {
                     return Err(long(4, 7)); // no power conditions
                 }
-                Command::StartStopUnit {
-                    start: cdb[4] & 1 != 0,
-                    load_eject: cdb[4] & 2 != 0,
-                }
+                Command::StartStopUnit { start: cdb[4] & 1 != 0, load_eject: cdb[4] & 2 != 0 }
             }
             0x1e => {
                 if cdb[4] & 2 != 0 {
                     return Err(long(4, 1)); // obsolete values
                 }
-                Command::PreventAllow {
-                    prevent: cdb[4] & 1 != 0,
-                }
+                Command::PreventAllow { prevent: cdb[4] & 1 != 0 }
             }
             0x25 => {
                 if cdb[8] & 1 != 0 {
@@ -257,14 +240,8 @@ impl Command {
                 let mut blocks = protected_blocks(cdb)?;
                 blocks.fua = true; // it is verified on the medium
                 match cdb[1] >> 1 & 3 {
-                    0 => Command::WriteAndVerify {
-                        blocks,
-                        compare: false,
-                    },
-                    1 => Command::WriteAndVerify {
-                        blocks,
-                        compare: true,
-                    },
+                    0 => Command::WriteAndVerify { blocks, compare: false },
+                    1 => Command::WriteAndVerify { blocks, compare: true },
                     _ => return Err(long(1, 2)),
                 }
             }
@@ -285,11 +262,7 @@ impl Command {
             }
             0x35 | 0x91 => {
                 let (lba, count) = extent(cdb);
-                Command::SynchronizeCache {
-                    lba,
-                    count,
-                    immediate: cdb[1] & 2 != 0,
-                }
+                Command::SynchronizeCache { lba, count, immediate: cdb[1] & 2 != 0 }
             }
             0x41 | 0x93 => {
                 if cdb[1] >> 5 != 0 {
@@ -306,20 +279,13 @@ impl Command {
                     return Err(long(1, 0)); // NDOB is the 16-byte form's
                 }
                 let (lba, count) = extent(cdb);
-                Command::WriteSame(WriteSame {
-                    lba,
-                    count,
-                    unmap: cdb[1] & 0x08 != 0,
-                    no_data,
-                })
+                Command::WriteSame(WriteSame { lba, count, unmap: cdb[1] & 0x08 != 0, no_data })
             }
             0x42 => {
                 if cdb[1] & 1 != 0 {
                     return Err(long(1, 0)); // ANCHOR
                 }
-                Command::Unmap {
-                    list_bytes: u32::from(be16(cdb, 7)),
-                }
+                Command::Unmap { list_bytes: u32::from(be16(cdb, 7)) }
             }
             0x89 => {
                 if cdb[1] >> 5 != 0 {
@@ -332,19 +298,11 @@ impl Command {
                 })
             }
             0x9e => match cdb[1] & 0x1f {
-                0x10 => Command::ReadCapacity16 {
-                    allocation_bytes: be32(cdb, 10),
-                },
-                0x12 => Command::GetLbaStatus {
-                    lba: be64(cdb, 2),
-                    allocation_bytes: be32(cdb, 10),
-                },
+                0x10 => Command::ReadCapacity16 { allocation_bytes: be32(cdb, 10) },
+                0x12 => Command::GetLbaStatus { lba: be64(cdb, 2), allocation_bytes: be32(cdb, 10) },
                 _ => return Err(long(1, 4)),
             },
-            0xa0 => Command::ReportLuns {
-                select: cdb[2],
-                allocation_bytes: be32(cdb, 6),
-            },
+            0xa0 => Command::ReportLuns { select: cdb[2], allocation_bytes: be32(cdb, 6) },
             0xa3 => match cdb[1] & 0x1f {
                 0x0c => Command::ReportSupportedOpcodes {
                     timeouts: cdb[2] & 0x80 != 0,
@@ -380,9 +338,7 @@ impl Command {
     /// Bytes the command takes from the initiator, for blocks of `block_bytes`.
     pub fn data_out_bytes(&self, block_bytes: u64) -> u64 {
         match *self {
-            Command::Write(b) | Command::WriteAndVerify { blocks: b, .. } => {
-                u64::from(b.count) * block_bytes
-            }
+            Command::Write(b) | Command::WriteAndVerify { blocks: b, .. } => u64::from(b.count) * block_bytes,
             Command::Verify { blocks, check } => match check {
                 ByteCheck::Medium => 0,
                 ByteCheck::Each => u64::from(blocks.count) * block_bytes,
@@ -395,6 +351,12 @@ impl Command {
             | Command::PersistentReserveOut { list_bytes, .. } => u64::from(list_bytes),
             _ => 0,
         }
+    }
+
+    /// Whether the initiator must announce exactly [`Command::data_out_bytes`]: where less or more data would mean
+    /// another operation, not a shorter one.
+    pub fn needs_exact_data(&self) -> bool {
+        matches!(self, Command::CompareAndWrite(_) | Command::WriteSame(WriteSame { no_data: false, .. }))
     }
 
     /// Whether the command changes blocks.
@@ -425,11 +387,7 @@ fn protected_blocks(cdb: &[u8; 16]) -> Result<Blocks, Sense> {
         return Err(Sense::in_cdb(1, Some(7)));
     }
     let (lba, count) = extent(cdb);
-    Ok(Blocks {
-        lba,
-        count,
-        fua: cdb[1] & 0x08 != 0,
-    })
+    Ok(Blocks { lba, count, fua: cdb[1] & 0x08 != 0 })
 }
 
 #[cfg(test)]
@@ -450,11 +408,7 @@ mod tests {
     fn the_four_forms_of_read_mean_the_same() {
         let six = [0x08, 0x1f, 1, 2, 3, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0];
         let twelve = [0xa8, 0x08, 0, 0x1f, 1, 2, 0, 0, 0, 3, 0, 0, 0, 0, 0, 0];
-        let blocks = |fua| Blocks {
-            lba: 0x1f_0102,
-            count: 3,
-            fua,
-        };
+        let blocks = |fua| Blocks { lba: 0x1f_0102, count: 3, fua };
         assert_eq!(Command::parse(&six), Ok(Command::Read(blocks(false))));
         assert_eq!(Command::parse(&twelve), Ok(Command::Read(blocks(true))));
     }
@@ -468,16 +422,11 @@ mod tests {
 
     #[test]
     fn anchor_naca_and_protection_are_refused() {
-        for (opcode, byte, value) in [(0x93, 1, 0x10), (0x42, 1, 1), (0x28, 1, 0x20), (0x28, 9, 4)]
-        {
+        for (opcode, byte, value) in [(0x93, 1, 0x10), (0x42, 1, 1), (0x28, 1, 0x20), (0x28, 9, 4)] {
             let mut cdb = [0u8; 16];
             cdb[0] = opcode;
             cdb[byte] = value;
-            assert_eq!(
-                Command::parse(&cdb).map_err(|s| s.code),
-                Err(0x2400),
-                "{opcode:#x}"
-            );
+            assert_eq!(Command::parse(&cdb).map_err(|s| s.code), Err(0x2400), "{opcode:#x}");
         }
     }
 }

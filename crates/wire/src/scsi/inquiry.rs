@@ -26,11 +26,7 @@ pub const ABSENT: u8 = 0x7f;
 
 fn push_padded(out: &mut Vec<u8>, text: &str, width: usize) {
     let start = out.len();
-    out.extend(
-        text.bytes()
-            .take(width)
-            .map(|b| if (0x20..0x7f).contains(&b) { b } else { b'_' }),
-    );
+    out.extend(text.bytes().take(width).map(|b| if (0x20..0x7f).contains(&b) { b } else { b'_' }));
     out.resize(start + width, b' ');
 }
 
@@ -75,12 +71,7 @@ pub struct BlockLimits {
 pub const PAGES: [u8; 7] = [0x00, 0x80, 0x83, 0x86, 0xb0, 0xb1, 0xb2];
 
 /// Appends a vital product data page. False: there is no such page.
-pub fn emit_page(
-    page: u8,
-    identity: &Identity<'_>,
-    limits: &BlockLimits,
-    out: &mut Vec<u8>,
-) -> bool {
+pub fn emit_page(page: u8, identity: &Identity<'_>, limits: &BlockLimits, out: &mut Vec<u8>) -> bool {
     let start = out.len();
     out.extend_from_slice(&[PRESENT, page, 0, 0]);
     match page {
@@ -95,6 +86,7 @@ pub fn emit_page(
         }
         0xb0 => {
             let mut data = [0; 60];
+            data[0] = 0x01; // WSNZ: WRITE SAME names its number of blocks
             data[1] = limits.compare_and_write;
             data[2..4].copy_from_slice(&limits.transfer_granularity.to_be_bytes());
             data[4..8].copy_from_slice(&limits.transfer.to_be_bytes());

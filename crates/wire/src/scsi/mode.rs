@@ -16,18 +16,10 @@ pub struct Settings {
 }
 
 /// As delivered.
-pub const DEFAULTS: Settings = Settings {
-    write_cache: true,
-    descriptor_sense: false,
-    write_protect: false,
-};
+pub const DEFAULTS: Settings = Settings { write_cache: true, descriptor_sense: false, write_protect: false };
 
 /// Every changeable bit set: what page control 01b shows.
-const CHANGEABLE: Settings = Settings {
-    write_cache: true,
-    descriptor_sense: true,
-    write_protect: true,
-};
+const CHANGEABLE: Settings = Settings { write_cache: true, descriptor_sense: true, write_protect: true };
 
 const CACHING: u8 = 0x08;
 const CONTROL: u8 = 0x0a;
@@ -132,11 +124,7 @@ pub fn parse_select(
     if list.len() < header {
         return Err(Sense::PARAMETER_LIST_LENGTH);
     }
-    let descriptor_bytes = if long {
-        usize::from(be16(list, 6))
-    } else {
-        usize::from(list[3])
-    };
+    let descriptor_bytes = if long { usize::from(be16(list, 6)) } else { usize::from(list[3]) };
     if long && list[4] & 1 != 0 {
         return Err(Sense::in_parameters(4)); // LONGLBA
     }
@@ -145,11 +133,7 @@ pub fn parse_select(
         0 => {}
         8 if list.len() >= at => {
             let count = be32(list, header);
-            let known = [
-                0,
-                u32::MAX,
-                u32::try_from(device.block_count).unwrap_or(u32::MAX),
-            ];
+            let known = [0, u32::MAX, u32::try_from(device.block_count).unwrap_or(u32::MAX)];
             if !known.contains(&count) {
                 return Err(Sense::in_parameters(header as u16));
             }
@@ -203,22 +187,12 @@ mod tests {
     use super::*;
     use proptest::prelude::*;
 
-    const DEVICE: Device = Device {
-        block_count: 2048,
-        block_bytes: 512,
-        write_protected: false,
-    };
+    const DEVICE: Device = Device { block_count: 2048, block_bytes: 512, write_protected: false };
 
     fn sense(long: bool, control: u8, page: u8) -> Result<Vec<u8>, Sense> {
         let mut out = Vec::new();
-        let request = ModeSense {
-            long,
-            without_descriptors: false,
-            control,
-            page,
-            subpage: 0,
-            allocation_bytes: 255,
-        };
+        let request =
+            ModeSense { long, without_descriptors: false, control, page, subpage: 0, allocation_bytes: 255 };
         emit_sense(&request, &DEFAULTS, &DEVICE, &mut out).map(|()| out)
     }
 

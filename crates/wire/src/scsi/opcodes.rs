@@ -12,19 +12,11 @@ pub struct Opcode {
 }
 
 const fn op(code: u8, usage: &'static [u8]) -> Opcode {
-    Opcode {
-        code,
-        service_action: None,
-        usage,
-    }
+    Opcode { code, service_action: None, usage }
 }
 
 const fn sa(code: u8, service_action: u16, usage: &'static [u8]) -> Opcode {
-    Opcode {
-        code,
-        service_action: Some(service_action),
-        usage,
-    }
+    Opcode { code, service_action: Some(service_action), usage }
 }
 
 const F: u8 = 0xff;

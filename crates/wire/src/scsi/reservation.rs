@@ -87,10 +87,7 @@ impl OutList {
         if list[20] & 0x0d != 0 {
             return Err(Sense::in_parameters(20));
         }
-        Ok(OutList {
-            key: be64(list, 0),
-            action_key: be64(list, 8),
-        })
+        Ok(OutList { key: be64(list, 0), action_key: be64(list, 8) })
     }
 }
 
@@ -152,9 +149,8 @@ pub fn emit_full_status<'a>(
         let kind = r.held.map_or(0, |kind| kind as u8);
         out.extend_from_slice(&[0, 0, 0, 0, u8::from(r.held.is_some()), kind, 0, 0, 0, 0]);
         out.extend_from_slice(&r.port.to_be_bytes());
-        let isid = u64::from_be_bytes([
-            0, 0, r.isid[0], r.isid[1], r.isid[2], r.isid[3], r.isid[4], r.isid[5],
-        ]);
+        let isid =
+            u64::from_be_bytes([0, 0, r.isid[0], r.isid[1], r.isid[2], r.isid[3], r.isid[4], r.isid[5]]);
         let mut name = format!("{},i,0x{isid:012x}", r.initiator).into_bytes();
         name.resize((name.len() + 4) & !3, 0);
         out.extend_from_slice(&(4 + name.len() as u32).to_be_bytes());

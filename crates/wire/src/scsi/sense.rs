@@ -129,33 +129,20 @@ senses! {
 impl Sense {
     /// A report with neither information nor pointer.
     pub const fn new(key: Key, code: u16) -> Sense {
-        Sense {
-            key,
-            code,
-            information: None,
-            field: None,
-        }
+        Sense { key, code, information: None, field: None }
     }
 
     /// INVALID FIELD IN CDB, pointing at `byte` and, for a field smaller than a byte, its highest bit.
     pub const fn in_cdb(byte: u16, bit: Option<u8>) -> Sense {
         let mut sense = Sense::INVALID_FIELD_IN_CDB;
-        sense.field = Some(FieldPointer {
-            in_cdb: true,
-            byte,
-            bit,
-        });
+        sense.field = Some(FieldPointer { in_cdb: true, byte, bit });
         sense
     }
 
     /// INVALID FIELD IN PARAMETER LIST, pointing at `byte`.
     pub const fn in_parameters(byte: u16) -> Sense {
         let mut sense = Sense::INVALID_FIELD_IN_PARAMETERS;
-        sense.field = Some(FieldPointer {
-            in_cdb: false,
-            byte,
-            bit: None,
-        });
+        sense.field = Some(FieldPointer { in_cdb: false, byte, bit: None });
         sense
     }
 

@@ -7,10 +7,7 @@ use super::{be16, be32, be64};
 ///
 /// An empty list names nothing. Descriptors cut off at the end of `list` are a
 /// parameter list length error; more than `limit` an invalid field.
-pub fn parse(
-    list: &[u8],
-    limit: usize,
-) -> Result<impl Iterator<Item = (u64, u32)> + Clone + '_, Sense> {
+pub fn parse(list: &[u8], limit: usize) -> Result<impl Iterator<Item = (u64, u32)> + Clone + '_, Sense> {
     if !list.is_empty() && list.len() < 8 {
         return Err(Sense::PARAMETER_LIST_LENGTH);
     }
@@ -22,9 +19,7 @@ pub fn parse(
     if described_bytes / 16 > limit {
         return Err(Sense::in_parameters(2));
     }
-    Ok(descriptors[..described_bytes]
-        .chunks_exact(16)
-        .map(|d| (be64(d, 0), be32(d, 8))))
+    Ok(descriptors[..described_bytes].chunks_exact(16).map(|d| (be64(d, 0), be32(d, 8))))
 }
 
 #[cfg(test)]
@@ -49,10 +44,7 @@ mod tests {
             list.extend_from_slice(&count.to_be_bytes());
             list.extend_from_slice(&[0; 4]);
         }
-        assert_eq!(
-            parse(&list, 2).unwrap().collect::<Vec<_>>(),
-            [(5, 6), (7, 8)]
-        );
+        assert_eq!(parse(&list, 2).unwrap().collect::<Vec<_>>(), [(5, 6), (7, 8)]);
         assert!(parse(&list, 1).is_err());
         assert!(parse(&list[..30], 2).is_err());
     }
