@@ -22,7 +22,7 @@ fn serve(limits: Limits) -> Server {
 }
 
 fn short() -> Limits {
-    Limits { handshake: Duration::from_millis(300), stall: Duration::from_millis(300), ..Limits::default() }
+    Limits { handshake: Duration::from_secs(1), stall: Duration::from_secs(1), ..Limits::default() }
 }
 
 /// The server still does its work.
