@@ -140,6 +140,12 @@ pub(crate) trait Context<T> {
 
 impl<T> Context<T> for io::Result<T> {
     fn doing(self, what: &'static str, path: &std::path::Path) -> Result<T> {
-        self.map_err(|source| Error::Io { what, path: path.to_path_buf(), source })
+        self.map_err(|source| match source.kind() {
+            io::ErrorKind::UnexpectedEof => Error::Damaged {
+                path: path.to_path_buf(),
+                detail: format!("it ends before what it must hold ({what})"),
+            },
+            _ => Error::Io { what, path: path.to_path_buf(), source },
+        })
     }
 }

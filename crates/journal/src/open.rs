@@ -28,13 +28,13 @@ use crate::{
     },
     image::ImageState,
     index::{index_dir, Entry, SegmentIndex},
-    lineage::TimelineId,
+    lineage::{Stay, Timeline, TimelineId},
     maps::Maps,
-    record::Opcode,
+    record::{BranchPoint, Opcode},
     run::{Run, RunKey},
     scan::{Found, Scan},
     segment::{first_lsn, log_dir, place, segment_number, segment_path, Segment, SegmentNumber},
-    superblock::{Memory, Superblock},
+    superblock::{Memory, Rewind, Superblock},
     Error, Lsn, Result,
 };
 
@@ -65,6 +65,7 @@ impl Group {
         let spare = discard_strays(&*files, dir, &memory, &mut tail)?;
         let bookmarks = bookmarks(&*files, &memory, &tail)?;
         let newest_copy = newest_copy(&*files, &memory, &tail)?;
+        let branches = branches(&*files, &memory, &tail)?;
         // Records written from here on are told from whatever lies beyond the end, even after further crashes.
         control.update(|m| m.epoch += 1)?;
         // Both slots carry it, so that losing one does not make this run's records strangers.
@@ -133,6 +134,8 @@ impl Group {
             copies: Mutex::new(VecDeque::new()),
         });
         inner.state.write().resized();
+        inner.honour_branches(&branches)?;
+        let memory = inner.control.lock().memory.clone();
         inner.restore_lines(&memory)?;
         // A fold that a crash interrupted is finished before anything is read through it.
         if memory.folded < memory.edge.lsn {
@@ -164,6 +167,45 @@ impl Group {
 }
 
 impl Inner {
+    /// A crash can come between a BRANCH record and the superblock. Nobody was told of that rewind, but the log says that it happened,
+    /// and whoever reads the log must find what we do: so it did. Only the newest can be in doubt, and nothing was written after it.
+    fn honour_branches(&self, branches: &[(Entry, BranchPoint)]) -> Result<()> {
+        let mut control = self.control.lock();
+        let known = control.memory.history.clone();
+        let next = branches.iter().map(|(_, b)| b.timeline + 1).max().unwrap_or(0).max(known.next);
+        let doubtful = branches.last().filter(|(e, b)| {
+            let newest_stay = known.stays.last().map_or(0, |s| s.since);
+            let written_after = self.state.read().head.lsn > e.end();
+            b.production && e.lsn > newest_stay && b.timeline >= known.next && !written_after
+        });
+        if next == known.next && doubtful.is_none() {
+            return Ok(());
+        }
+        let rewind = match doubtful {
+            Some((e, b)) => {
+                let at = Point { lsn: e.lsn, time_ns: e.time_ns };
+                Some((b, Rewind { at, to: self.point_at_lsn(b.at)?, undo_lsn: e.lsn }))
+            }
+            None => None,
+        };
+        self.flush_inline()?;
+        self.remember(&mut control, |m| {
+            m.history.next = next;
+            if let Some((b, rewind)) = rewind {
+                let timeline = Timeline { id: b.timeline, parent: Some(b.parent), at: b.at };
+                m.history.timelines.insert(b.timeline, timeline);
+                m.history.stays.push(Stay { timeline: b.timeline, since: rewind.at.lsn });
+                m.rewinds.push(rewind);
+            }
+        })?;
+        let mut state = self.state.write();
+        state.history = control.memory.history.clone();
+        state.rewinds = control.memory.rewinds.clone();
+        drop(state);
+        self.log.lock().production = control.memory.history.production();
+        Ok(())
+    }
+
     /// Production's tip and the open images, as they were.
     fn restore_lines(&self, memory: &Memory) -> Result<()> {
         let production = memory.history.production();
@@ -414,11 +456,7 @@ fn bookmarks(files: &dyn Files, memory: &Memory, tail: &Tail) -> Result<Vec<Book
         if e.lsn < memory.edge.lsn {
             continue;
         }
-        let (number, offset) = place(e.lsn, memory.segment_bytes);
-        let Some(segment) = tail.segments.get(&number) else { continue };
-        let mut payload = vec![0; e.payload_bytes as usize];
-        let at = offset + crate::record::HEADER_BYTES as u64;
-        segment.file(files)?.read_at(&mut payload, at).doing("reading", &segment.path)?;
+        let payload = payload(files, memory, tail, &e)?;
         let Some((kind, name)) = payload.split_first() else { continue };
         out.push(Bookmark {
             name: String::from_utf8_lossy(name).into_owned(),
@@ -427,6 +465,25 @@ fn bookmarks(files: &dyn Files, memory: &Memory, tail: &Tail) -> Result<Vec<Book
         });
     }
     Ok(out)
+}
+
+fn branches(files: &dyn Files, memory: &Memory, tail: &Tail) -> Result<Vec<(Entry, BranchPoint)>> {
+    let mut out = Vec::new();
+    for e in marked_records(files, memory, tail, Opcode::Branch)? {
+        if let Some(point) = BranchPoint::decode(&payload(files, memory, tail, &e)?) {
+            out.push((e, point));
+        }
+    }
+    Ok(out)
+}
+
+fn payload(files: &dyn Files, memory: &Memory, tail: &Tail, e: &Entry) -> Result<Vec<u8>> {
+    let (number, offset) = place(e.lsn, memory.segment_bytes);
+    let Some(segment) = tail.segments.get(&number) else { return Ok(Vec::new()) };
+    let mut payload = vec![0; e.payload_bytes as usize];
+    let at = offset + crate::record::HEADER_BYTES as u64;
+    segment.file(files)?.read_at(&mut payload, at).doing("reading", &segment.path)?;
+    Ok(payload)
 }
 
 fn newest_copy(files: &dyn Files, memory: &Memory, tail: &Tail) -> Result<Lsn> {

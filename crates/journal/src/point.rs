@@ -14,36 +14,7 @@ use crate::{
 impl Group {
     /// The instant at `lsn`, rounded up to the boundary of a record.
     pub fn point_at_lsn(&self, lsn: Lsn) -> Result<Point> {
-        let (edge, head) = {
-            let state = self.0.state.read();
-            (state.edge, state.head)
-        };
-        if lsn < edge.lsn || lsn > head.lsn {
-            return Err(Error::OutsideWindow {
-                group: self.0.name.clone(),
-                lsn,
-                edge: edge.lsn,
-                head: head.lsn,
-            });
-        }
-        if lsn == head.lsn {
-            return Ok(head);
-        }
-        if lsn == edge.lsn {
-            return Ok(edge);
-        }
-        let (number, _) = place(lsn, self.0.segment_bytes);
-        let entries = self.0.entries_of(number)?;
-        let i = entries.partition_point(|e| e.lsn < lsn);
-        let rounded = match entries.get(i) {
-            Some(e) => e.lsn,
-            None => first_lsn(number + 1, self.0.segment_bytes).min(head.lsn),
-        };
-        let time_ns = match i.checked_sub(1).and_then(|i| entries.get(i)) {
-            Some(e) => e.time_ns,
-            None => self.0.last_time_before(number)?.unwrap_or(edge.time_ns),
-        };
-        Ok(Point { lsn: rounded, time_ns: time_ns.max(edge.time_ns) })
+        self.0.point_at_lsn(lsn)
     }
 
     /// The last instant that is not after `time_ns` (ns since the Unix epoch).
@@ -114,6 +85,39 @@ impl Group {
 }
 
 impl Inner {
+    pub(crate) fn point_at_lsn(&self, lsn: Lsn) -> Result<Point> {
+        let (edge, head) = {
+            let state = self.state.read();
+            (state.edge, state.head)
+        };
+        if lsn < edge.lsn || lsn > head.lsn {
+            return Err(Error::OutsideWindow {
+                group: self.name.clone(),
+                lsn,
+                edge: edge.lsn,
+                head: head.lsn,
+            });
+        }
+        if lsn == head.lsn {
+            return Ok(head);
+        }
+        if lsn == edge.lsn {
+            return Ok(edge);
+        }
+        let (number, _) = place(lsn, self.segment_bytes);
+        let entries = self.entries_of(number)?;
+        let i = entries.partition_point(|e| e.lsn < lsn);
+        let rounded = match entries.get(i) {
+            Some(e) => e.lsn,
+            None => first_lsn(number + 1, self.segment_bytes).min(head.lsn),
+        };
+        let time_ns = match i.checked_sub(1).and_then(|i| entries.get(i)) {
+            Some(e) => e.time_ns,
+            None => self.last_time_before(number)?.unwrap_or(edge.time_ns),
+        };
+        Ok(Point { lsn: rounded, time_ns: time_ns.max(edge.time_ns) })
+    }
+
     /// The records of a segment, in log order, as far as they are known.
     pub(crate) fn entries_of(&self, number: SegmentNumber) -> Result<Arc<Vec<Entry>>> {
         let index = {
