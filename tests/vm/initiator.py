@@ -17,7 +17,8 @@ Transport = Literal["iscsi", "nbd"]
 FileSystem = Literal["ext4", "xfs"]
 
 # Opens a session and prints the block device of the LUN in it and the session's number. The node record is made by
-# hand: SendTargets would name the host's 127.0.0.1, which in the guest is the guest.
+# hand: SendTargets would name the host's 127.0.0.1, which in the guest is the guest. The window is larger than what the
+# initiator has in flight: when it closes, QEMU's user network takes 5 s to notice that it has opened again.
 LOG_IN = """
 sessions() { grep -lsx '%(iqn)s' /sys/class/iscsi_session/session*/targetname | tr -dc '0-9\n' | sort -n; }
 first=$(sessions | head -n 1 || true)
@@ -27,6 +28,7 @@ else
     node=(iscsiadm -m node -T '%(iqn)s' -p %(portal)s)
     "${node[@]}" --op new
     "${node[@]}" --op update -n node.session.timeo.replacement_timeout -v 20
+    "${node[@]}" --op update -n node.conn[0].tcp.window_size -v 8388608
     "${node[@]}" --login
 fi >/run/iscsiadm 2>&1 || { cat /run/iscsiadm; exit 1; }
 number=$(sessions | tail -n 1)
