@@ -12,23 +12,23 @@ const PAGE_BLOCKS: u64 = (PAGE_BYTES / BLOCK_BYTES) as u64;
 type Page = Option<Box<[u8; PAGE_BYTES]>>;
 
 /// Blocks in memory, with switches to make it fail.
-pub struct RamDisk {
+pub(crate) struct RamDisk {
     identity: LunIdentity,
     pages: RwLock<Vec<Page>>,
     blocks: AtomicU64,
     position: AtomicU64,
     /// Refuse changes.
-    pub read_only: AtomicBool,
+    pub(crate) read_only: AtomicBool,
     /// Fail everything with an I/O error.
-    pub broken: AtomicBool,
+    pub(crate) broken: AtomicBool,
     /// Flushes so far.
-    pub flushes: AtomicU64,
+    pub(crate) flushes: AtomicU64,
     /// Batches so far.
-    pub batches: AtomicU64,
+    pub(crate) batches: AtomicU64,
 }
 
 impl RamDisk {
-    pub fn new(name: &str, blocks: u64) -> RamDisk {
+    pub(crate) fn new(name: &str, blocks: u64) -> RamDisk {
         let mut uuid = [0x5a; 16];
         for (slot, byte) in uuid.iter_mut().zip(name.bytes()) {
             *slot = byte;
@@ -47,7 +47,7 @@ impl RamDisk {
     }
 
     /// Makes it larger.
-    pub fn grow(&self, blocks: u64) {
+    pub(crate) fn grow(&self, blocks: u64) {
         let pages = blocks.div_ceil(PAGE_BLOCKS) as usize;
         self.pages.write().resize_with(pages, || None);
         self.blocks.store(blocks, Ordering::SeqCst);
