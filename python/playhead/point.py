@@ -8,7 +8,7 @@ from collections.abc import Callable
 from datetime import UTC, datetime, timedelta, timezone
 from typing import TYPE_CHECKING
 
-from playhead.errors import invalid, not_found
+from playhead.errors import PlayheadError, invalid, not_found
 from playhead.sizes import parse_span_ns
 
 if TYPE_CHECKING:
@@ -77,10 +77,16 @@ def resolve(
         if len(text) > 19 or int(text) > MAX_LSN:
             raise invalid(f"LSN {text[:30]} of group {group} is too large", "see `playhead group head`")
         return at_lsn(int(text))
-    if text.startswith("-"):
-        return at_time(max(0, now_ns() - parse_span_ns(text[1:])))
-    time_ns = parse_time_ns(text)
+    time_ns = max(0, now_ns() - parse_span_ns(text[1:])) if text.startswith("-") else parse_time_ns(text)
     if time_ns is not None:
+        oldest = edge()
+        if time_ns < oldest["time_ns"]:
+            raise PlayheadError(
+                "outside-window",
+                f"{show_time(time_ns)} is before the protection window of group {group}, "
+                f"which begins at {show_time(oldest['time_ns'])}",
+                "choose a later time, or 'edge' for the oldest point",
+            )
         return at_time(time_ns)
     for bookmark in bookmarks():
         if bookmark["name"] == text:

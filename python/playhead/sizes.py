@@ -15,7 +15,7 @@ for _power, _letter in enumerate("KMGTP", start=1):
     _UNITS[_letter] = _UNITS[_letter + "IB"] = 1024**_power
     _UNITS[_letter + "B"] = 1000**_power
 
-_SIZE = re.compile(r"(\d{1,20}(?:\.\d{1,6})?)\s*([A-Za-z]{0,3})")
+_SIZE = re.compile(r"(\d{1,20}(?:\.\d{1,6})?)\s*([A-Za-z]{0,3})", re.ASCII)
 
 _SPAN_UNITS_NS = {
     "ns": 1,
@@ -27,8 +27,8 @@ _SPAN_UNITS_NS = {
     "d": 86_400_000_000_000,
     "w": 7 * 86_400_000_000_000,
 }
-_SPAN = re.compile(r"(?:\d{1,12}(?:\.\d{1,9})?(?:ns|us|ms|[smhdw]))+")
-_SPAN_PART = re.compile(r"(\d{1,12}(?:\.\d{1,9})?)(ns|us|ms|[smhdw])")
+_SPAN = re.compile(r"(?:\d{1,12}(?:\.\d{1,9})?(?:ns|us|ms|[smhdw]))+", re.ASCII)
+_SPAN_PART = re.compile(r"(\d{1,12}(?:\.\d{1,9})?)(ns|us|ms|[smhdw])", re.ASCII)
 
 
 def parse_size(text: str) -> int:

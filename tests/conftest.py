@@ -1,0 +1,42 @@
+"""What all tests share: the real service on a store of its own, and the demand that it logs no complaint nobody expected."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from tests.appliance import Appliance
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--soak", action="store_true", help="run the long tests too, at their full length")
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    if config.getoption("--soak"):
+        return
+    for item in items:
+        if item.get_closest_marker("soak"):
+            item.add_marker(pytest.mark.skip(reason="long: only with --soak"))
+
+
+@pytest.fixture
+def soak(request: pytest.FixtureRequest) -> bool:
+    """Whether this is the long run."""
+    return bool(request.config.getoption("--soak"))
+
+
+@pytest.fixture
+def appliance(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Appliance]:
+    """A running service. At the end it must stop cleanly and have logged no warning that `expect_log` does not name."""
+    running = Appliance(tmp_path / "store")
+    for marker in request.node.iter_markers("expect_log"):
+        running.expect(marker.args[0])
+    running.start()
+    try:
+        yield running
+    finally:
+        if running.process is not None:
+            running.stop()
+    assert not running.complaints(), "complaints in the log:\n" + "\n".join(running.complaints())
