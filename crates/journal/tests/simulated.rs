@@ -38,16 +38,9 @@ fn what_is_synced_survives_and_the_rest_is_some_of_it() {
     let mut outcomes = BTreeSet::new();
     for seed in FIRST_RANDOM_SEED..200 {
         let bytes = medium.survivor(seed).bytes_of(a).unwrap();
-        assert_eq!(
-            &bytes[..512],
-            &[1; 512],
-            "a synced sector that nobody touched"
-        );
+        assert_eq!(&bytes[..512], &[1; 512], "a synced sector that nobody touched");
         for sector in bytes[512..].chunks(512) {
-            assert!(
-                sector.iter().all(|b| *b == sector[0]),
-                "a sector is never torn"
-            );
+            assert!(sector.iter().all(|b| *b == sector[0]), "a sector is never torn");
         }
         outcomes.insert(bytes.chunks(512).map(|s| s[0]).collect::<Vec<_>>());
     }
@@ -64,9 +57,7 @@ fn a_sector_survives_in_a_version_it_had() {
         let bytes = medium.survivor(seed).bytes_of(Path::new("/a")).unwrap();
         let versions: Vec<u8> = bytes[..512].chunks(64).map(|c| c[0]).collect();
         let kept = versions.iter().take_while(|&&v| v != 1).count();
-        let expected: Vec<u8> = (0..8)
-            .map(|i| if i < kept { 10 + i as u8 } else { 1 })
-            .collect();
+        let expected: Vec<u8> = (0..8).map(|i| if i < kept { 10 + i as u8 } else { 1 }).collect();
         assert_eq!(versions, expected);
     }
 }
@@ -85,10 +76,7 @@ fn a_name_survives_only_with_its_directory_synced() {
     assert_eq!(medium.survivor(1).paths(), [PathBuf::from("/b")]);
     medium.sync_dir(Path::new("/")).unwrap();
     medium.remove(Path::new("/b")).unwrap();
-    assert_eq!(
-        medium.survivor(0).bytes_of(Path::new("/b")).unwrap(),
-        b"hello"
-    );
+    assert_eq!(medium.survivor(0).bytes_of(Path::new("/b")).unwrap(), b"hello");
     assert!(medium.survivor(1).paths().is_empty());
     // A directory is a name like any other.
     medium.create_dir(Path::new("/d/e")).unwrap();
@@ -106,9 +94,8 @@ fn power_fails_at_the_boundary_and_stays_off() {
     assert!(file.sync().is_err());
     assert!(file.read_at(&mut [0; 1], 0).is_err());
     assert!(medium.list(Path::new("/")).is_err());
-    let sizes: BTreeSet<u64> = (0..50)
-        .map(|s| medium.survivor(s).size_of(Path::new("/a")).unwrap())
-        .collect();
+    let sizes: BTreeSet<u64> =
+        (0..50).map(|s| medium.survivor(s).size_of(Path::new("/a")).unwrap()).collect();
     assert_eq!(sizes, BTreeSet::from([1024, 1536]));
     // The death of the process leaves what was written, and some leading part of the last write.
     for seed in 0..20 {
@@ -124,10 +111,7 @@ fn a_killed_process_leaves_un_synced_writes_that_power_can_still_take() {
     let (medium, file) = with_file();
     write(&file, 0, &[5; 512]);
     let killed = medium.kill(0);
-    assert!(
-        file.read_at(&mut [0; 1], 0).is_err(),
-        "the dead do nothing more"
-    );
+    assert!(file.read_at(&mut [0; 1], 0).is_err(), "the dead do nothing more");
     assert_eq!(killed.bytes_of(Path::new("/a")).unwrap()[0], 5);
     assert_eq!(killed.survivor(0).bytes_of(Path::new("/a")).unwrap()[0], 1);
     let file = killed.open(Path::new("/a"), Open::Write).unwrap();
@@ -177,13 +161,8 @@ fn space_runs_out_in_the_middle_of_a_write() {
     let (medium, file) = with_file();
     medium.set_capacity(Some(3 * 4096));
     file.allocate(4096, 4096).unwrap();
-    assert_eq!(
-        file.allocate(8192, 8192).unwrap_err().raw_os_error(),
-        Some(NO_SPACE)
-    );
-    let error = file
-        .write_at(&[IoSlice::new(&[8; 16384])], 4096)
-        .unwrap_err();
+    assert_eq!(file.allocate(8192, 8192).unwrap_err().raw_os_error(), Some(NO_SPACE));
+    let error = file.write_at(&[IoSlice::new(&[8; 16384])], 4096).unwrap_err();
     assert_eq!(error.raw_os_error(), Some(NO_SPACE));
     assert_eq!(file.size().unwrap(), 12288, "a part is written");
     write(&file, 0, &[8; 4096]);
@@ -197,9 +176,7 @@ fn space_runs_out_in_the_middle_of_a_write() {
 fn a_failed_sync_loses_what_it_should_have_kept() {
     let (medium, file) = with_file();
     write(&file, 0, &[6; 512]);
-    medium.set_fault(Some(Box::new(|b| {
-        (b.operation == Operation::Sync).then_some(IO_ERROR)
-    })));
+    medium.set_fault(Some(Box::new(|b| (b.operation == Operation::Sync).then_some(IO_ERROR))));
     assert_eq!(file.sync().unwrap_err().raw_os_error(), Some(IO_ERROR));
     medium.set_fault(None);
     file.sync().unwrap();
@@ -217,11 +194,7 @@ fn a_lock_goes_with_its_handle() {
     drop(file);
     assert!(other.lock().unwrap());
     let killed = medium.kill(0);
-    assert!(killed
-        .open(Path::new("/a"), Open::Write)
-        .unwrap()
-        .lock()
-        .unwrap());
+    assert!(killed.open(Path::new("/a"), Open::Write).unwrap().lock().unwrap());
 }
 
 #[test]
@@ -232,19 +205,12 @@ fn the_same_seed_is_the_same_run() {
         let file = medium.open(Path::new("/a"), Open::Create).unwrap();
         medium.sync_dir(Path::new("/")).unwrap();
         for i in 0..200_u64 {
-            write(
-                &file,
-                random.below(20_000),
-                &vec![i as u8; random.between(1, 2000) as usize],
-            );
+            write(&file, random.below(20_000), &vec![i as u8; random.between(1, 2000) as usize]);
             if random.once_in(30) {
                 file.sync().unwrap();
             }
         }
-        (
-            medium.survivor(77).bytes_of(Path::new("/a")),
-            medium.now_ns(),
-        )
+        (medium.survivor(77).bytes_of(Path::new("/a")), medium.now_ns())
     };
     assert_eq!(run(), run());
 }

@@ -13,8 +13,7 @@ type Page = [u8; PAGE_BYTES as usize];
 /// The one page that `allocate` reserves space with. A page that *is* this one holds no data yet.
 fn reserved() -> Arc<Page> {
     static ZERO: OnceLock<Arc<Page>> = OnceLock::new();
-    ZERO.get_or_init(|| Arc::new([0; PAGE_BYTES as usize]))
-        .clone()
+    ZERO.get_or_init(|| Arc::new([0; PAGE_BYTES as usize])).clone()
 }
 
 /// Size and pages. Cloning shares the pages.
@@ -46,10 +45,7 @@ impl Content {
             return;
         }
         let end = offset + buf.len() as u64;
-        for (&number, page) in self
-            .pages
-            .range(offset / PAGE_BYTES..=(end - 1) / PAGE_BYTES)
-        {
+        for (&number, page) in self.pages.range(offset / PAGE_BYTES..=(end - 1) / PAGE_BYTES) {
             let start = number * PAGE_BYTES;
             let (from, to) = (start.max(offset), (start + PAGE_BYTES).min(end));
             buf[(from - offset) as usize..(to - offset) as usize]
@@ -97,11 +93,8 @@ impl Content {
             return;
         }
         let end = offset.saturating_add(len);
-        let numbers: Vec<u64> = self
-            .pages
-            .range(offset / PAGE_BYTES..=(end - 1) / PAGE_BYTES)
-            .map(|(&n, _)| n)
-            .collect();
+        let numbers: Vec<u64> =
+            self.pages.range(offset / PAGE_BYTES..=(end - 1) / PAGE_BYTES).map(|(&n, _)| n).collect();
         for number in numbers {
             let start = number * PAGE_BYTES;
             let (from, to) = (start.max(offset), (start + PAGE_BYTES).min(end));

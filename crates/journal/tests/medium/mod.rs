@@ -19,6 +19,7 @@ use std::{
 
 use content::{Content, PAGE_BYTES};
 use playhead_journal::files::{Bytes, File, Files, Open};
+#[allow(unused_imports)] // Not every test loses power.
 pub(crate) use survive::FIRST_RANDOM_SEED;
 
 type Names = BTreeMap<PathBuf, u64>;
@@ -51,13 +52,7 @@ pub(crate) struct Boundary {
 
 impl fmt::Display for Boundary {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(
-            f,
-            "#{} {:?} {}",
-            self.number,
-            self.operation,
-            self.path.display()
-        )?;
+        write!(f, "#{} {:?} {}", self.number, self.operation, self.path.display())?;
         if self.len > 0 || self.offset > 0 {
             write!(f, " {}+{}", self.offset, self.len)?;
         }
@@ -130,11 +125,7 @@ struct Inode {
 
 impl Inode {
     fn settled(content: Content) -> Inode {
-        Inode {
-            current: content.clone(),
-            durable: content,
-            ..Inode::default()
-        }
+        Inode { current: content.clone(), durable: content, ..Inode::default() }
     }
 
     fn sync(&mut self) {
@@ -185,8 +176,11 @@ impl State {
         }
     }
 
+    /// A removed file takes no space once nobody has it open, even while a power loss could still bring it back.
     fn used_pages(&self) -> u64 {
-        self.inodes.values().map(|i| i.current.page_count()).sum()
+        let named: BTreeSet<u64> = self.names.values().copied().collect();
+        let used = self.inodes.iter().filter(|(id, inode)| inode.handles > 0 || named.contains(id));
+        used.map(|(_, inode)| inode.current.page_count()).sum()
     }
 
     /// Fails once the power is off. Everything passes here.
@@ -198,22 +192,10 @@ impl State {
     }
 
     /// Numbers an operation. `Ok(true)`: do it. `Ok(false)`: the power fails in it: note it as pending, then fail.
-    fn reach(
-        &mut self,
-        operation: Operation,
-        path: &Path,
-        offset: u64,
-        len: u64,
-    ) -> io::Result<bool> {
+    fn reach(&mut self, operation: Operation, path: &Path, offset: u64, len: u64) -> io::Result<bool> {
         self.powered()?;
         self.boundary += 1;
-        let boundary = Boundary {
-            number: self.boundary,
-            operation,
-            path: path.to_path_buf(),
-            offset,
-            len,
-        };
+        let boundary = Boundary { number: self.boundary, operation, path: path.to_path_buf(), offset, len };
         if let Some(trace) = &mut self.trace {
             trace.push(boundary.clone());
         }
@@ -238,12 +220,7 @@ impl State {
     }
 
     fn forget_unnamed(&mut self) {
-        let named: BTreeSet<u64> = self
-            .names
-            .values()
-            .chain(self.durable_names.values())
-            .copied()
-            .collect();
+        let named: BTreeSet<u64> = self.names.values().chain(self.durable_names.values()).copied().collect();
         let pending: BTreeSet<u64> = self
             .pending_names
             .iter()
@@ -252,8 +229,7 @@ impl State {
                 _ => None,
             })
             .collect();
-        self.inodes
-            .retain(|id, inode| inode.handles > 0 || named.contains(id) || pending.contains(id));
+        self.inodes.retain(|id, inode| inode.handles > 0 || named.contains(id) || pending.contains(id));
     }
 }
 
@@ -294,9 +270,7 @@ impl SimFiles {
     }
 
     fn state(&self) -> MutexGuard<'_, State> {
-        self.0
-            .lock()
-            .unwrap_or_else(std::sync::PoisonError::into_inner)
+        self.0.lock().unwrap_or_else(std::sync::PoisonError::into_inner)
     }
 
     /// This medium as the journal wants it.
@@ -368,10 +342,7 @@ impl SimFiles {
                 inode.pending.pop();
                 if let Change::Write { offset, data } = change {
                     let n = random::Random::new(seed).below(data.len() as u64 + 1) as usize;
-                    let part = Change::Write {
-                        offset: *offset,
-                        data: Arc::from(&data[..n]),
-                    };
+                    let part = Change::Write { offset: *offset, data: Arc::from(&data[..n]) };
                     part.apply(&mut inode.current);
                     inode.pending.push((state.boundary, part));
                 } else if seed % 2 == 0 {
@@ -381,30 +352,24 @@ impl SimFiles {
             }
         }
         // A name change it died in was not carried out.
-        if state
-            .crash_at
-            .is_some_and(|n| pending_names.last().is_some_and(|p| p.0 >= n))
-        {
+        if state.crash_at.is_some_and(|n| pending_names.last().is_some_and(|p| p.0 >= n)) {
             pending_names.pop();
         }
         for inode in inodes.values_mut() {
             inode.lock = None;
             inode.handles = 0;
-            // Older than every boundary of the new life.
-            inode.pending.iter_mut().for_each(|p| p.0 = 0);
         }
-        pending_names.iter_mut().for_each(|p| p.0 = 0);
+        let crashed = state.crash_at.is_some_and(|n| state.boundary >= n);
         SimFiles::of(State {
             inodes,
             durable_names: state.durable_names.clone(),
             durable_dirs: state.durable_dirs.clone(),
             pending_names,
-            ..State::powered_on(
-                BTreeMap::new(),
-                state.names.clone(),
-                state.dirs.clone(),
-                &state,
-            )
+            // The numbers go on, so that a crash can be ordered for after the death.
+            boundary: state.boundary,
+            crash_at: state.crash_at.filter(|_| !crashed),
+            trace: state.trace.clone(),
+            ..State::powered_on(BTreeMap::new(), state.names.clone(), state.dirs.clone(), &state)
         })
     }
 
@@ -488,12 +453,7 @@ impl SimFiles {
             durable_names: state.durable_names.clone(),
             durable_dirs: state.durable_dirs.clone(),
             pending_names: state.pending_names.clone(),
-            ..State::powered_on(
-                BTreeMap::new(),
-                state.names.clone(),
-                state.dirs.clone(),
-                &state,
-            )
+            ..State::powered_on(BTreeMap::new(), state.names.clone(), state.dirs.clone(), &state)
         })
     }
 
@@ -530,12 +490,7 @@ impl Files for SimFiles {
         let found = self.state().names.get(path).copied();
         let id = match (found, how) {
             (Some(id), Open::Create) => {
-                let handle = SimFile {
-                    medium: self.clone(),
-                    id,
-                    handle: 0,
-                    path: path.to_path_buf(),
-                };
+                let handle = SimFile { medium: self.clone(), id, handle: 0, path: path.to_path_buf() };
                 handle.change(Operation::Create, Change::SetSize(0), 0, 0)?;
                 id
             }
@@ -562,20 +517,11 @@ impl Files for SimFiles {
             inode.handles += 1;
         }
         drop(state);
-        Ok(Arc::new(SimFile {
-            medium: self.clone(),
-            id,
-            handle,
-            path: path.to_path_buf(),
-        }))
+        Ok(Arc::new(SimFile { medium: self.clone(), id, handle, path: path.to_path_buf() }))
     }
 
     fn rename(&self, from: &Path, to: &Path) -> io::Result<()> {
-        assert_eq!(
-            from.parent(),
-            to.parent(),
-            "renames stay within a directory"
-        );
+        assert_eq!(from.parent(), to.parent(), "renames stay within a directory");
         self.change_names(Operation::Rename, to, |state| {
             let id = *state.names.get(from).ok_or_else(|| not_found(from))?;
             Ok(NameChange::Rename(from.to_path_buf(), to.to_path_buf(), id))
@@ -595,29 +541,18 @@ impl Files for SimFiles {
         if !state.dirs.contains(dir) {
             return Err(not_found(dir));
         }
-        let names = state
-            .names
-            .keys()
-            .chain(state.dirs.iter())
-            .filter(|p| p.parent() == Some(dir));
-        Ok(names
-            .filter_map(|p| Some(p.file_name()?.to_str()?.to_owned()))
-            .collect())
+        let names = state.names.keys().chain(state.dirs.iter()).filter(|p| p.parent() == Some(dir));
+        Ok(names.filter_map(|p| Some(p.file_name()?.to_str()?.to_owned())).collect())
     }
 
     fn create_dir(&self, dir: &Path) -> io::Result<()> {
         let missing: Vec<PathBuf> = {
             let state = self.state();
             state.powered()?;
-            dir.ancestors()
-                .filter(|d| !state.dirs.contains(*d))
-                .map(Path::to_path_buf)
-                .collect()
+            dir.ancestors().filter(|d| !state.dirs.contains(*d)).map(Path::to_path_buf).collect()
         };
         for dir in missing.into_iter().rev() {
-            self.change_names(Operation::CreateDir, &dir.clone(), |_| {
-                Ok(NameChange::Dir(dir))
-            })?;
+            self.change_names(Operation::CreateDir, &dir.clone(), |_| Ok(NameChange::Dir(dir)))?;
         }
         Ok(())
     }
@@ -631,12 +566,7 @@ impl Files for SimFiles {
         if !state.reach(Operation::SyncDir, dir, 0, 0)? {
             return Err(power_off());
         }
-        let State {
-            pending_names,
-            durable_names,
-            durable_dirs,
-            ..
-        } = &mut *state;
+        let State { pending_names, durable_names, durable_dirs, .. } = &mut *state;
         pending_names.retain(|(_, change)| {
             let mine = change.dir() == Some(dir);
             if mine {
@@ -664,13 +594,7 @@ struct SimFile {
 
 impl SimFile {
     /// Carries out a change, or notes it if the power fails in it.
-    fn change(
-        &self,
-        operation: Operation,
-        change: Change,
-        offset: u64,
-        len: u64,
-    ) -> io::Result<()> {
+    fn change(&self, operation: Operation, change: Change, offset: u64, len: u64) -> io::Result<()> {
         let mut state = self.medium.state();
         let goes = state.reach(operation, &self.path, offset, len)?;
         let boundary = state.boundary;
@@ -720,14 +644,8 @@ impl File for SimFile {
         let Some(inode) = state.inodes.get(&self.id) else {
             return Err(not_found(&self.path));
         };
-        if offset
-            .checked_add(buf.len() as u64)
-            .is_none_or(|end| end > inode.current.size)
-        {
-            return Err(io::Error::new(
-                io::ErrorKind::UnexpectedEof,
-                "beyond the end",
-            ));
+        if offset.checked_add(buf.len() as u64).is_none_or(|end| end > inode.current.size) {
+            return Err(io::Error::new(io::ErrorKind::UnexpectedEof, "beyond the end"));
         }
         inode.current.read(buf, offset);
         Ok(())
@@ -738,15 +656,7 @@ impl File for SimFile {
         let len = data.len() as u64;
         let fits = self.room(offset, len);
         data.truncate(fits as usize);
-        self.change(
-            Operation::Write,
-            Change::Write {
-                offset,
-                data: Arc::from(data),
-            },
-            offset,
-            fits,
-        )?;
+        self.change(Operation::Write, Change::Write { offset, data: Arc::from(data) }, offset, fits)?;
         if fits < len {
             return Err(io::Error::from_raw_os_error(NO_SPACE));
         }
@@ -767,11 +677,7 @@ impl File for SimFile {
     fn size(&self) -> io::Result<u64> {
         let state = self.medium.state();
         state.powered()?;
-        state
-            .inodes
-            .get(&self.id)
-            .map(|i| i.current.size)
-            .ok_or_else(|| not_found(&self.path))
+        state.inodes.get(&self.id).map(|i| i.current.size).ok_or_else(|| not_found(&self.path))
     }
 
     fn set_size(&self, size: u64) -> io::Result<()> {
@@ -782,12 +688,7 @@ impl File for SimFile {
         if self.room(offset, len) < len {
             return Err(io::Error::from_raw_os_error(NO_SPACE));
         }
-        self.change(
-            Operation::Allocate,
-            Change::Allocate { offset, len },
-            offset,
-            len,
-        )
+        self.change(Operation::Allocate, Change::Allocate { offset, len }, offset, len)
     }
 
     fn punch(&self, offset: u64, len: u64) -> io::Result<()> {

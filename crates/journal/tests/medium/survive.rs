@@ -40,7 +40,7 @@ fn fate(seed: u64) -> Fate {
 
 pub(crate) fn survivor(state: &State, seed: u64) -> State {
     let fate = fate(seed);
-    let mut random = Random::new(seed ^ 0x5eed_0f_10_57);
+    let mut random = Random::new(seed ^ 0x5eed);
     let last = state
         .inodes
         .values()
@@ -96,11 +96,7 @@ fn surviving_content(
         return inode.durable.clone();
     }
     // Fate by whole operation, where that is the fate.
-    let whole: Vec<bool> = inode
-        .pending
-        .iter()
-        .map(|_| choose.below(100) < chance)
-        .collect();
+    let whole: Vec<bool> = inode.pending.iter().map(|_| choose.below(100) < chance).collect();
 
     // The size: that after the last kept operation.
     let mut size = inode.durable.size;
