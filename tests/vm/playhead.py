@@ -108,8 +108,9 @@ class PlayheadAppliance:
 
 def _is_calm(line: str) -> bool:
     try:
-        return json.loads(line)["level"] in ("debug", "info")
-    except (ValueError, LookupError, TypeError):
+        # The line that says "ready" is for scripts and has no level.
+        return json.loads(line).get("level", "info") in ("debug", "info")
+    except (ValueError, AttributeError):
         return False
 
 
