@@ -1,6 +1,6 @@
 //! The journal against the oracle: random operations of every kind on several volumes, and after each the two must agree.
 //!
-//! `PLAYHEAD_SEED` replays a failure; `PLAYHEAD_OPS` makes it longer (a million in soak); `PLAYHEAD_TELL` prints the story as it goes.
+//! `PLAYHEAD_SEED` replays a failure; `PLAYHEAD_OPS` makes it longer (with `PLAYHEAD_SOAK` it is a million); `PLAYHEAD_TELL` prints the story as it goes.
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
 
 mod medium;
@@ -43,7 +43,8 @@ fn tell(seed: u64, operations: u64, segment_bytes: u64) -> Story {
 
 #[test]
 fn random_operations_agree_with_the_oracle() {
-    let operations = number("PLAYHEAD_OPS").unwrap_or(10_000);
+    let soak = std::env::var_os("PLAYHEAD_SOAK").is_some();
+    let operations = number("PLAYHEAD_OPS").unwrap_or(if soak { 1_000_000 } else { 10_000 });
     let seed = seed();
     let segment_bytes = Random::new(seed).pick(&[64 << 10, 128 << 10, 256 << 10, 1 << 20]);
     tell(seed, operations, segment_bytes);

@@ -3,7 +3,7 @@
 //! What was un-synced is lost, torn or reordered, in several ways at each boundary. What must hold then: all that was flushed is
 //! there; the journal is a prefix of what was submitted, and the volumes, images and branches are as they were at its end; what was
 //! acknowledged as durable is there; the group goes on working. `PLAYHEAD_SEED` varies the script and the losses,
-//! `PLAYHEAD_SURVIVORS` their number.
+//! `PLAYHEAD_SURVIVORS` their number; `PLAYHEAD_SOAK` looks at many more.
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
 
 mod medium;
@@ -25,6 +25,10 @@ use script::{go_on, script, Judge, Step, Told, DIR, OPTIONS};
 fn number(variable: &str, default: u64) -> u64 {
     std::env::var(variable)
         .map_or(default, |v| v.parse().unwrap_or_else(|_| panic!("{variable}={v} is no number")))
+}
+
+fn soak() -> bool {
+    std::env::var_os("PLAYHEAD_SOAK").is_some()
 }
 
 struct Reference {
@@ -154,7 +158,7 @@ fn at_every_boundary(visit: impl Fn(&Reference, u64) + Sync) {
 
 #[test]
 fn power_lost_at_every_boundary() {
-    let survivors = number("PLAYHEAD_SURVIVORS", FIRST_RANDOM_SEED + 3);
+    let survivors = number("PLAYHEAD_SURVIVORS", FIRST_RANDOM_SEED + if soak() { 60 } else { 3 });
     at_every_boundary(|reference, n| {
         let (told, step) = broken_off(reference, n);
         let mut random = Random::new(n);
@@ -186,7 +190,7 @@ fn process_killed_at_every_boundary() {
 
 #[test]
 fn power_lost_again_at_every_boundary_of_the_recovery() {
-    let stride = number("PLAYHEAD_STRIDE", 17);
+    let stride = number("PLAYHEAD_STRIDE", if soak() { 1 } else { 17 });
     at_every_boundary(|reference, n| {
         if n % stride != reference.seed % stride {
             return;
