@@ -137,6 +137,7 @@ class Journal(BaseModel):
     folded_lsn: int = Field(description="The bases hold everything before this LSN")
     journal_bytes: int
     segment_count: int
+    ready_bytes: int = Field(description="Segments made ahead of need; the reserve of the policy is their goal")
     index_bytes: int
     records: int
     bytes_written: int

@@ -256,8 +256,9 @@ impl Inner {
         }
     }
 
-    /// Makes a segment ahead of need, if one is wanted; what the preparer's thread does. Whether another may be wanted.
-    pub(crate) fn prepare(&self) -> bool {
+    /// Makes a segment ahead of need, if one is wanted; what the preparer's thread does. Writing it through takes a while, and whoever
+    /// needs a segment meanwhile waits. Returns whether another may be wanted.
+    pub(crate) fn prepare(&self, write_through: bool) -> bool {
         let wanted = self.ready_wanted();
         let number = {
             let mut log = self.log.lock();
@@ -273,7 +274,7 @@ impl Inner {
             Some(spare) => spare.recycle(&*self.files, &self.dir, self.id, number, self.segment_bytes),
             None => Segment::create(&*self.files, &self.dir, self.id, number, self.segment_bytes).and_then(
                 |segment| {
-                    if self.policy.lock().reserve_bytes > 0 {
+                    if write_through && self.policy.lock().reserve_bytes > 0 {
                         segment.write_through(&*self.files, self.segment_bytes).inspect_err(|_| {
                             let _ = self.files.remove(&segment.path);
                         })?;

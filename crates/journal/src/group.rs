@@ -131,6 +131,8 @@ pub struct Stats {
     pub journal_bytes: u64,
     /// Segments of the log.
     pub segment_count: u64,
+    /// Bytes of segments made ahead of need.
+    pub ready_bytes: u64,
     /// Memory of the indexes.
     pub index_bytes: u64,
     /// Records appended since the group was opened.
@@ -333,6 +335,7 @@ impl Group {
     /// Figures.
     pub fn stats(&self) -> Stats {
         let i = &self.0;
+        let ready = i.log.lock().next.len() as u64;
         let state = i.state.read();
         let tips: usize = state
             .tips
@@ -350,6 +353,7 @@ impl Group {
             folded_lsn: state.folded,
             journal_bytes: state.segments.len() as u64 * i.segment_bytes,
             segment_count: state.segments.len() as u64,
+            ready_bytes: ready * i.segment_bytes,
             index_bytes: (tips + images + lists * size_of::<Entry>()) as u64,
             records: i.counters.records.load(Ordering::Relaxed),
             bytes_written: i.counters.bytes_written.load(Ordering::Relaxed),

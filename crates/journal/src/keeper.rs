@@ -61,13 +61,17 @@ impl Signal {
 
 /// How often the keeper looks without being asked: time alone moves a window.
 const LOOK: Duration = Duration::from_secs(1);
+/// Segments that should be ready whatever hosts do.
+const READY_SOON: usize = 2;
+/// How long hosts must have written nothing before the reserve is filled.
+const REST: Duration = Duration::from_millis(250);
 
 impl Group {
     /// One round of housekeeping. With [`crate::Options::background`] the group does this by itself.
     pub fn tend(&self) -> Result<()> {
         self.0.check_open()?;
         if !self.0.background {
-            while self.0.prepare() {}
+            while self.0.prepare(true) {}
         }
         self.0.tend(false)
     }
@@ -99,10 +103,16 @@ impl Inner {
         }
     }
 
-    /// The preparer's thread.
+    /// The preparer's thread. Beyond what is needed soon, it works only while hosts write nothing.
     pub(crate) fn run_preparer(&self) {
+        let mut records = 0;
         while !self.closed.load(Ordering::Acquire) {
-            if !self.prepare() {
+            let before = std::mem::replace(&mut records, self.counters.records.load(Ordering::Relaxed));
+            let in_need = self.log.lock().next.len() < READY_SOON || !self.spare.lock().is_empty();
+            let busy = before != records;
+            if busy && !in_need {
+                self.preparer.wait(REST);
+            } else if !self.prepare(!busy) {
                 self.preparer.wait(Duration::from_secs(3600));
             }
         }

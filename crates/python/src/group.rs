@@ -182,6 +182,7 @@ impl Group {
         d.set_item("folded_lsn", s.folded_lsn)?;
         d.set_item("journal_bytes", s.journal_bytes)?;
         d.set_item("segment_count", s.segment_count)?;
+        d.set_item("ready_bytes", s.ready_bytes)?;
         d.set_item("index_bytes", s.index_bytes)?;
         d.set_item("records", s.records)?;
         d.set_item("bytes_written", s.bytes_written)?;

@@ -46,6 +46,7 @@ def show(cli: Cli, group: str, as_json: bool) -> None:
             ("durable up to", journal["durable_lsn"]),
             ("in the bases up to", journal["folded_lsn"]),
             ("size", f"{size(journal['journal_bytes'])} in {journal['segment_count']} segments"),
+            ("ready", size(journal["ready_bytes"])),
             ("index in memory", size(journal["index_bytes"])),
             (
                 "since opened",
