@@ -58,7 +58,6 @@ def test_refusals_are_problem_details(service: Appliance) -> None:
         ("POST", "/groups", b'{"name": "x", "extra": 1}', 422),
         ("POST", "/groups", b'{"name": "' + b"x" * 70_000 + b'"}', 422),
         ("POST", "/groups", b'{"name": "x", "policy": {"window_ns": -1}}', 422),
-        ("GET", "/groups/x/journal/records?limit=0", None, 422),
         ("GET", "/groups/..%2f..%2fetc", None, 404),
     ],
 )

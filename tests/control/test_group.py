@@ -174,20 +174,37 @@ def test_a_group_without_its_base_does_not_keep_the_others_back(appliance: Appli
 def test_a_journal_of_a_newer_format_is_refused_and_left_alone(appliance: Appliance) -> None:
     appliance.cli("group", "create", "db")
     appliance.stop()
-    directory = appliance.store / "groups" / "db"
-    files = {
-        path: path.read_bytes() for path in directory.iterdir() if path.is_file() and path.stat().st_size < 1 << 20
-    }
-    superblocks = [path for path in files if "super" in path.name]
-    assert superblocks, sorted(path.name for path in files)
-    for path in superblocks:
-        newer = files[path].replace(b'"format":1', b'"format":9').replace(b'"format": 1', b'"format": 9')
-        if newer == files[path]:
-            pytest.skip("the superblock's format is not stored as JSON; the engine's own tests cover it")
-        path.write_bytes(newer)
+    superblock = appliance.store / "groups" / "db" / "superblock"
+    content = bytearray(superblock.read_bytes())
+    magic, slots = bytes(content[:8]), 0
+    at = 0
+    while at >= 0:
+        # docs/formats.md: format at 8, length of the text at 12, CRC32C of the first 28 bytes and the text at 28.
+        length = int.from_bytes(content[at + 12 : at + 16], "little")
+        text = bytes(content[at + 32 : at + 32 + length])
+        assert int.from_bytes(content[at + 28 : at + 32], "little") == crc32c(bytes(content[at : at + 28]) + text)
+        content[at + 8 : at + 12] = (4711).to_bytes(4, "little")
+        content[at + 28 : at + 32] = crc32c(bytes(content[at : at + 28]) + text).to_bytes(4, "little")
+        slots += 1
+        at = content.find(magic, at + 8)
+    assert slots
+    superblock.write_bytes(content)
     appliance.start()
     (group,) = appliance.cli("group", "list")
     assert group["state"] == "failed"
+    assert "4711" in group["reason"]
+    assert "newer" in group["reason"]
+    assert superblock.read_bytes() == content
+
+
+def crc32c(content: bytes) -> int:
+    """Castagnoli's CRC, bit by bit."""
+    crc = 0xFFFFFFFF
+    for byte in content:
+        crc ^= byte
+        for _ in range(8):
+            crc = (crc >> 1) ^ (0x82F63B78 if crc & 1 else 0)
+    return crc ^ 0xFFFFFFFF
 
 
 def test_points_in_all_their_spellings(appliance: Appliance) -> None:
@@ -224,9 +241,7 @@ def test_the_journal_can_be_read_with_and_without_a_service(appliance: Appliance
     offline = appliance.run("journal", "dump", "db", "--store", str(appliance.store), "-o", "json").stdout
     assert offline.splitlines()[: online.count("\n")] == online.splitlines()
     assert appliance.cli("journal", "verify", "db", "--store", str(appliance.store))["problems"] == []
-    segment = max(
-        (p for p in (appliance.store / "groups" / "db").rglob("*") if p.is_file()), key=lambda p: p.stat().st_size
-    )
+    segment = min((appliance.store / "groups" / "db" / "log").iterdir())
     with segment.open("r+b") as file:
         # Well inside the records just written.
         file.seek(300)
@@ -292,5 +307,13 @@ def test_a_full_disk_is_an_error_of_its_own_and_loses_nothing(small_disk: Path, 
         assert [group["name"] for group in appliance.cli("group", "list")] == ["db"]
         appliance.kill()
         appliance.start()
+        (group,) = appliance.cli("group", "list")
+        if group["state"] == "failed":
+            # The crash came while what leaves the window was moving into the base, which cannot go on without room.
+            assert "No space" in group["reason"] or "full" in group["reason"]
+        subprocess.run(["mount", "-o", "remount,size=128m", str(small_disk)], check=True)
+        if group["state"] == "failed":
+            assert appliance.cli("group", "retry", "db")["state"] == "serving"
         for megabyte in range(written):
             io.check(volume["nbd_url"], megabyte + 1, f"{megabyte}M", "1M")
+        io.write(volume["nbd_url"], 0x7E, "200M", "1M")

@@ -20,10 +20,7 @@ pub(crate) fn native(code: &str, message: &str) -> PyErr {
         let error = NativeError::new_err(message.to_owned());
         let value = error.value(py);
         // Setting an attribute on a fresh exception fails only when memory does; that error is then the better one to raise.
-        match value
-            .setattr("code", code)
-            .and_then(|()| value.setattr("message", message))
-        {
+        match value.setattr("code", code).and_then(|()| value.setattr("message", message)) {
             Ok(()) => error,
             Err(other) => other,
         }
@@ -39,14 +36,8 @@ pub(crate) fn journal(error: &playhead_journal::Error) -> PyErr {
 pub(crate) fn io(what: &str, text: &str, error: &std::io::Error) -> PyErr {
     use std::io::ErrorKind as Kind;
     let (code, step) = match error.kind() {
-        Kind::AddrInUse => (
-            "address-in-use",
-            ": stop what listens there, or choose another port",
-        ),
-        Kind::AddrNotAvailable => (
-            "address-not-available",
-            ": choose an address of this machine",
-        ),
+        Kind::AddrInUse => ("address-in-use", ": stop what listens there, or choose another port"),
+        Kind::AddrNotAvailable => ("address-not-available", ": choose an address of this machine"),
         Kind::PermissionDenied => ("permission", ": ports below 1024 need privileges"),
         _ => ("io", ""),
     };
@@ -57,17 +48,13 @@ pub(crate) fn io(what: &str, text: &str, error: &std::io::Error) -> PyErr {
 pub(crate) fn address(what: &str, host: &str, port: u16) -> PyResult<SocketAddr> {
     let found = (host, port).to_socket_addrs().map(|mut all| all.next());
     found.ok().flatten().ok_or_else(|| {
-        native(
-            "invalid",
-            &format!("{what}: {host:?} is no address and no name that resolves to one"),
-        )
+        native("invalid", &format!("{what}: {host:?} is no address and no name that resolves to one"))
     })
 }
 
 /// Nanoseconds since the Unix epoch.
 pub(crate) fn nanoseconds(time: SystemTime) -> u64 {
-    time.duration_since(SystemTime::UNIX_EPOCH)
-        .map_or(0, |d| u64::try_from(d.as_nanos()).unwrap_or(u64::MAX))
+    time.duration_since(SystemTime::UNIX_EPOCH).map_or(0, |d| u64::try_from(d.as_nanos()).unwrap_or(u64::MAX))
 }
 
 /// Runs `work`, which may block, without the GIL.

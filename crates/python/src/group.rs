@@ -23,10 +23,7 @@ pub(crate) struct Point {
 
 impl From<engine::Point> for Point {
     fn from(p: engine::Point) -> Self {
-        Self {
-            lsn: p.lsn,
-            time_ns: p.time_ns,
-        }
+        Self { lsn: p.lsn, time_ns: p.time_ns }
     }
 }
 
@@ -67,12 +64,7 @@ pub(crate) struct Image {
 
 impl From<engine::ImageInfo> for Image {
     fn from(i: engine::ImageInfo) -> Self {
-        Self {
-            name: i.name,
-            point: i.point.into(),
-            writable: i.writable,
-            created_ns: i.created_ns,
-        }
+        Self { name: i.name, point: i.point.into(), writable: i.writable, created_ns: i.created_ns }
     }
 }
 
@@ -94,11 +86,7 @@ pub(crate) struct Rewind {
 
 impl From<engine::Rewind> for Rewind {
     fn from(r: engine::Rewind) -> Self {
-        Self {
-            at: r.at.into(),
-            to: r.to.into(),
-            undo_lsn: r.undo_lsn,
-        }
+        Self { at: r.at.into(), to: r.to.into(), undo_lsn: r.undo_lsn }
     }
 }
 
@@ -116,10 +104,7 @@ pub(crate) struct Group {
 }
 
 fn options(segment_bytes: Option<u64>) -> engine::Options {
-    let mut options = engine::Options {
-        background: true,
-        ..engine::Options::default()
-    };
+    let mut options = engine::Options { background: true, ..engine::Options::default() };
     if let Some(bytes) = segment_bytes {
         options.segment_bytes = bytes;
     }
@@ -129,33 +114,22 @@ fn options(segment_bytes: Option<u64>) -> engine::Options {
 /// An image's disk is not the production disk, and a host that sees both must not take them for two paths to one (SPC-4
 /// 7.8.6: the designator names the logical unit). The same image keeps its identity over restarts.
 fn image_uuid(volume: Uuid, image: &engine::ImageInfo) -> Uuid {
-    Uuid::new_v5(
-        &volume,
-        format!("{}@{}#{}", image.name, image.point.lsn, image.created_ns).as_bytes(),
-    )
+    Uuid::new_v5(&volume, format!("{}@{}#{}", image.name, image.point.lsn, image.created_ns).as_bytes())
 }
 
 #[pymethods]
 impl Group {
     #[staticmethod]
     #[pyo3(signature = (dir, name, segment_bytes=None))]
-    fn create(
-        py: Python<'_>,
-        dir: PathBuf,
-        name: &str,
-        segment_bytes: Option<u64>,
-    ) -> PyResult<Self> {
-        let inner = unlocked(py, || {
-            engine::Group::create(Arc::new(DiskFiles), &dir, name, &options(segment_bytes))
-        })?;
+    fn create(py: Python<'_>, dir: PathBuf, name: &str, segment_bytes: Option<u64>) -> PyResult<Self> {
+        let inner =
+            unlocked(py, || engine::Group::create(Arc::new(DiskFiles), &dir, name, &options(segment_bytes)))?;
         Ok(Self { inner })
     }
 
     #[staticmethod]
     fn open(py: Python<'_>, dir: PathBuf) -> PyResult<Self> {
-        let inner = unlocked(py, || {
-            engine::Group::open(Arc::new(DiskFiles), &dir, &options(None))
-        })?;
+        let inner = unlocked(py, || engine::Group::open(Arc::new(DiskFiles), &dir, &options(None)))?;
         Ok(Self { inner })
     }
 
@@ -204,20 +178,17 @@ impl Group {
         if size_bytes == 0 || size_bytes % block != 0 {
             return Err(native(
                 "invalid",
-                &format!("volume {name}: {size_bytes} bytes is not a positive multiple of {block}: round it up"),
+                &format!(
+                    "volume {name}: {size_bytes} bytes is not a positive multiple of {block}: round it up"
+                ),
             ));
         }
-        let base = engine::NewBase::Sparse {
-            blocks: size_bytes / block,
-        };
+        let base = engine::NewBase::Sparse { blocks: size_bytes / block };
         unlocked(py, || self.inner.add_volume(name, base)).map(|v| v.info().into())
     }
 
     fn adopt_volume(&self, py: Python<'_>, name: &str, path: PathBuf) -> PyResult<Volume> {
-        unlocked(py, || {
-            self.inner.add_volume(name, engine::NewBase::Adopt { path })
-        })
-        .map(|v| v.info().into())
+        unlocked(py, || self.inner.add_volume(name, engine::NewBase::Adopt { path })).map(|v| v.info().into())
     }
 
     fn remove_volume(&self, py: Python<'_>, name: &str, delete_base: bool) -> PyResult<()> {
@@ -225,20 +196,13 @@ impl Group {
     }
 
     fn volumes(&self, py: Python<'_>) -> Vec<Volume> {
-        py.detach(|| self.inner.volumes())
-            .iter()
-            .map(Volume::from)
-            .collect()
+        py.detach(|| self.inner.volumes()).iter().map(Volume::from).collect()
     }
 
     fn volume_lun(&self, py: Python<'_>, name: &str) -> PyResult<Lun> {
         let volume = unlocked(py, || self.inner.volume(name))?;
         let uuid = volume.info().uuid;
-        Ok(Lun::new(
-            volume,
-            uuid,
-            format!("{}/{name}", self.inner.name()),
-        ))
+        Ok(Lun::new(volume, uuid, format!("{}/{name}", self.inner.name())))
     }
 
     fn head(&self, py: Python<'_>) -> Point {
@@ -247,10 +211,7 @@ impl Group {
 
     fn window(&self, py: Python<'_>) -> Window {
         let w = py.detach(|| self.inner.window());
-        Window {
-            edge: w.edge.into(),
-            head: w.head.into(),
-        }
+        Window { edge: w.edge.into(), head: w.head.into() }
     }
 
     fn flush(&self, py: Python<'_>) -> PyResult<u64> {
@@ -302,10 +263,7 @@ impl Group {
     }
 
     fn images(&self, py: Python<'_>) -> Vec<Image> {
-        py.detach(|| self.inner.images())
-            .into_iter()
-            .map(Image::from)
-            .collect()
+        py.detach(|| self.inner.images()).into_iter().map(Image::from).collect()
     }
 
     fn image_volumes(&self, py: Python<'_>, image: &str) -> PyResult<Vec<Volume>> {
@@ -319,11 +277,7 @@ impl Group {
             Ok((opened.info(), opened.volume(volume)?))
         })?;
         let uuid = image_uuid(found.info().uuid, &info);
-        Ok(Lun::new(
-            found,
-            uuid,
-            format!("{}/{image}/{volume}", self.inner.name()),
-        ))
+        Ok(Lun::new(found, uuid, format!("{}/{image}/{volume}", self.inner.name())))
     }
 
     fn rewind(&self, py: Python<'_>, lsn: u64) -> PyResult<Rewind> {
@@ -335,10 +289,7 @@ impl Group {
     }
 
     fn rewinds(&self, py: Python<'_>) -> Vec<Rewind> {
-        py.detach(|| self.inner.rewinds())
-            .into_iter()
-            .map(Rewind::from)
-            .collect()
+        py.detach(|| self.inner.rewinds()).into_iter().map(Rewind::from).collect()
     }
 
     fn set_policy(
@@ -348,13 +299,7 @@ impl Group {
         limit_bytes: Option<u64>,
         reserve_bytes: u64,
     ) {
-        py.detach(|| {
-            self.inner.set_policy(engine::Policy {
-                window_ns,
-                limit_bytes,
-                reserve_bytes,
-            })
-        });
+        py.detach(|| self.inner.set_policy(engine::Policy { window_ns, limit_bytes, reserve_bytes }));
     }
 
     fn trim_to(&self, py: Python<'_>, lsn: u64) -> PyResult<Point> {
@@ -367,10 +312,7 @@ impl Group {
         let outcome = py.detach(|| {
             self.inner.settle(&mut |done, total| {
                 Python::attach(|py| {
-                    match progress
-                        .call1(py, (done, total))
-                        .and_then(|go_on| go_on.is_truthy(py))
-                    {
+                    match progress.call1(py, (done, total)).and_then(|go_on| go_on.is_truthy(py)) {
                         Ok(go_on) => go_on,
                         Err(e) => {
                             raised = Some(e);
@@ -394,9 +336,6 @@ pub(crate) fn directory(dir: &Path) -> PyResult<&Path> {
     }
     Err(native(
         "not-found",
-        &format!(
-            "{} is not a directory: give a group's folder in the store",
-            dir.display()
-        ),
+        &format!("{} is not a directory: give a group's folder in the store", dir.display()),
     ))
 }

@@ -50,28 +50,24 @@ impl IscsiServer {
     }
 
     fn add_target(&self, py: Python<'_>, iqn: &str) -> PyResult<()> {
-        py.detach(|| self.inner.add_target(iqn))
-            .map_err(|e| refusal(&e))
+        py.detach(|| self.inner.add_target(iqn)).map_err(|e| refusal(&e))
     }
 
     /// Removes it with its LUNs; waits at most `patience_s` seconds for its sessions to let go.
     fn remove_target(&self, py: Python<'_>, iqn: &str, patience_s: f64) -> PyResult<()> {
         let patience = seconds(patience_s);
-        py.detach(|| self.inner.remove_target(iqn, patience))
-            .map_err(|e| refusal(&e))
+        py.detach(|| self.inner.remove_target(iqn, patience)).map_err(|e| refusal(&e))
     }
 
     fn set_lun(&self, py: Python<'_>, iqn: &str, number: u16, lun: &Lun) -> PyResult<()> {
         let disk = lun.inner.clone();
-        py.detach(|| self.inner.set_lun(iqn, number, disk))
-            .map_err(|e| refusal(&e))
+        py.detach(|| self.inner.set_lun(iqn, number, disk)).map_err(|e| refusal(&e))
     }
 
     /// Removes it; waits at most `patience_s` seconds for commands under way.
     fn remove_lun(&self, py: Python<'_>, iqn: &str, number: u16, patience_s: f64) -> PyResult<()> {
         let patience = seconds(patience_s);
-        py.detach(|| self.inner.remove_lun(iqn, number, patience))
-            .map_err(|e| refusal(&e))
+        py.detach(|| self.inner.remove_lun(iqn, number, patience)).map_err(|e| refusal(&e))
     }
 
     fn sessions<'py>(&self, py: Python<'py>) -> PyResult<Vec<Bound<'py, PyDict>>> {

@@ -41,16 +41,11 @@ pub(crate) fn dump(py: Python<'_>, dir: PathBuf, from_lsn: u64, visit: Py<PyAny>
                 payload_bytes: r.payload_bytes,
                 detail: r.detail.clone(),
             };
-            Python::attach(|py| {
-                match visit
-                    .call1(py, (record,))
-                    .and_then(|go_on| go_on.is_truthy(py))
-                {
-                    Ok(go_on) => go_on,
-                    Err(e) => {
-                        raised = Some(e);
-                        false
-                    }
+            Python::attach(|py| match visit.call1(py, (record,)).and_then(|go_on| go_on.is_truthy(py)) {
+                Ok(go_on) => go_on,
+                Err(e) => {
+                    raised = Some(e);
+                    false
                 }
             })
         })

@@ -43,10 +43,7 @@ fn line(json: bool, now: SystemTime, level: Level, target: &str, message: &str) 
         Level::Info => "info",
         Level::Debug | Level::Trace => "debug",
     };
-    let logger = target
-        .strip_prefix("playhead_")
-        .unwrap_or(target)
-        .replace("::", ".");
+    let logger = target.strip_prefix("playhead_").unwrap_or(target).replace("::", ".");
     if json {
         let fields = serde_json::json!({
             "timestamp": time.to_string(), "level": level, "event": message, "logger": logger,
@@ -54,10 +51,7 @@ fn line(json: bool, now: SystemTime, level: Level, target: &str, message: &str) 
         return format!("{fields}\n");
     }
     // A peer's bytes may be in the message: they must not be able to start a line of their own.
-    let message: String = message
-        .chars()
-        .map(|c| if c.is_control() { ' ' } else { c })
-        .collect();
+    let message: String = message.chars().map(|c| if c.is_control() { ' ' } else { c }).collect();
     format!("{time} {level:<7} {message} logger={logger}\n")
 }
 

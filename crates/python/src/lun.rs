@@ -16,15 +16,7 @@ pub(crate) struct Lun {
 impl Lun {
     /// Puts `volume` behind the array-based splitter.
     pub(crate) fn new(volume: playhead_journal::Volume, uuid: Uuid, name: String) -> Self {
-        Self {
-            inner: splitter::lun(
-                volume,
-                LunIdentity {
-                    uuid: *uuid.as_bytes(),
-                    name,
-                },
-            ),
-        }
+        Self { inner: splitter::lun(volume, LunIdentity { uuid: *uuid.as_bytes(), name }) }
     }
 }
 

@@ -53,15 +53,13 @@ impl NbdServer {
     #[pyo3(signature = (name, lun, description=""))]
     fn add_export(&self, py: Python<'_>, name: &str, lun: &Lun, description: &str) -> PyResult<()> {
         let disk = lun.inner.clone();
-        py.detach(|| self.inner.add_export(name, disk, description))
-            .map_err(|e| refusal(&e))
+        py.detach(|| self.inner.add_export(name, disk, description)).map_err(|e| refusal(&e))
     }
 
     /// Removes it; waits at most `patience_s` seconds for its connections to let go.
     fn remove_export(&self, py: Python<'_>, name: &str, patience_s: f64) -> PyResult<()> {
         let patience = seconds(patience_s);
-        py.detach(|| self.inner.remove_export(name, patience))
-            .map_err(|e| refusal(&e))
+        py.detach(|| self.inner.remove_export(name, patience)).map_err(|e| refusal(&e))
     }
 
     fn connections<'py>(&self, py: Python<'py>) -> PyResult<Vec<Bound<'py, PyDict>>> {

@@ -77,8 +77,8 @@ def cli(ctx: click.Context, api: str | None, token_file: str | None) -> None:
 def main() -> None:
     """The program."""
     try:
-        cli.main(prog_name="playhead", standalone_mode=False)
-    except click.exceptions.Exit as leaving:
-        sys.exit(leaving.exit_code)
+        # What a command returns is nothing, or the code it exited with on purpose.
+        exit_code = cli.main(prog_name="playhead", standalone_mode=False)
     except Exception as error:  # noqa: BLE001 - the last resort: one line for people, an exit code for programs
         sys.exit(exit_with(error))
+    sys.exit(exit_code or 0)

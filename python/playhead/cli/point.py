@@ -13,8 +13,8 @@ def command() -> None:
     """Points: the instants of a group."""
 
 
-# An argument such as -5m must not be taken for options.
-@command.command("show", context_settings={"ignore_unknown_options": True})
+# An argument such as -5m must not be taken for options, nor the h of -2h for a cry for help.
+@command.command("show", context_settings={"ignore_unknown_options": True, "help_option_names": ["--help"]})
 @click.argument("group")
 @click.argument("at", required=False)
 @click.option("--at", "at_option", metavar="POINT", help="The same, as an option.")
