@@ -75,8 +75,9 @@ fn run(socket: &TcpListener, bell: &OwnedFd, shared: &Arc<Shared>) {
 fn serve(stream: TcpStream, peer: SocketAddr, shared: &Arc<Shared>) -> io::Result<()> {
     stream.set_nodelay(true)?;
     stream.set_nonblocking(true)?;
+    let stream = Arc::new(stream);
     let most = shared.limits.connections_max;
-    let Some(handle) = shared.registry.enter(peer, stream.try_clone()?, most)? else {
+    let Some(handle) = shared.registry.enter(peer, Arc::clone(&stream), most)? else {
         log::warn!("iSCSI connection of {peer} closed: {most} connections are the limit");
         return Ok(());
     };

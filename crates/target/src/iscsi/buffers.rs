@@ -77,18 +77,18 @@ impl ReceiveBuffer {
         if self.start == self.end {
             (self.start, self.end) = (0, 0);
         }
+        let unread = self.end - self.start;
         let mut size = self.bytes.len().max(RECEIVE_MIN);
         if self.was_filled {
             self.was_filled = false;
             size = (size * 2).min(RECEIVE_MAX.max(self.bytes.len()));
         }
-        // Half of the buffer stays free behind the longest PDU, so that one receive brings several.
-        size = size.max(need_bytes + RECEIVE_MIN / 2);
-        let unread = self.end - self.start;
-        let must_move = self.bytes.len() - self.end < (need_bytes - unread.min(need_bytes)).max(1)
-            || size > self.bytes.len()
-            || self.bytes.len() - self.end < RECEIVE_MIN / 4;
-        if must_move && self.start > 0 {
+        // Room for the whole PDU and the start of the next; but a claimed length is believed only as its bytes arrive, so that
+        // a header alone cannot make the buffer large.
+        size = size.max((need_bytes + RECEIVE_MIN / 2).min((unread * 2).max(RECEIVE_MIN)));
+        let tail = self.bytes.len() - self.end;
+        let wanted_tail = need_bytes.saturating_sub(unread).max(RECEIVE_MIN / 4);
+        if self.start > 0 && (tail < wanted_tail || size > self.bytes.len()) {
             self.bytes.copy_within(self.start..self.end, 0);
             (self.start, self.end) = (0, unread);
         }

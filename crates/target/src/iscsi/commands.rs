@@ -144,13 +144,18 @@ impl Session {
             self.check(at, &asked, &sense);
             return Ok(());
         }
+        // Data-out announced as data-in: GOOD, without a residual, would claim a change that was not captured.
+        let needed = command.data_out_bytes(BLOCK_BYTES as u64);
+        if request.expected_bytes > 0 && needed > 0 && !request.write {
+            self.check(at, &asked, &Sense::INVALID_INFORMATION_UNIT);
+            return Ok(());
+        }
         if let Command::Read(blocks) = command {
             if self.batch_overlaps(at, &blocks) {
                 self.submit_batch();
             }
             return self.start_read(at, &blocks, &asked);
         }
-        let needed = command.data_out_bytes(BLOCK_BYTES as u64);
         let announced = if request.write { u64::from(request.expected_bytes) } else { 0 };
         if command.needs_exact_data() && announced != needed {
             self.check(at, &asked, &Sense::INVALID_FIELD_IN_CDB);
@@ -263,6 +268,9 @@ impl Session {
         let descriptor_format = view.unit.settings().descriptor_sense;
         let mut to_flush = Vec::new();
         for (i, write) in writes.drain(..).enumerate() {
+            if let Source::Owned(buffer) = write.source {
+                self.transfers.recycle(buffer);
+            }
             match results.get(i) {
                 Some(Err(error)) => {
                     let sense = scsi::sense_of_write(error);

@@ -7,7 +7,7 @@ use super::session::Session;
 use super::{login, Shared};
 use playhead_wire::iscsi::{digest, Frame};
 use rustix::event::{poll, PollFd, PollFlags, Timespec};
-use std::net::TcpStream;
+use std::net::{Shutdown, TcpStream};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -24,7 +24,7 @@ pub(super) enum Ended {
 
 /// A socket with its buffers.
 pub(super) struct Link {
-    pub(super) socket: TcpStream,
+    pub(super) socket: Arc<TcpStream>,
     pub(super) received: ReceiveBuffer,
     /// When the first byte of the PDU at the start of `received` had come, if it is not whole.
     pub(super) partial_since: Option<Instant>,
@@ -113,7 +113,7 @@ impl Link {
 }
 
 /// Serves one connection until it ends.
-pub(super) fn run(socket: TcpStream, handle: Arc<Handle>, shared: Arc<Shared>) {
+pub(super) fn run(socket: Arc<TcpStream>, handle: Arc<Handle>, shared: Arc<Shared>) {
     let mut link =
         Link { socket, received: ReceiveBuffer::default(), partial_since: None, sending_since: None };
     let peer = handle.peer;
@@ -121,6 +121,8 @@ pub(super) fn run(socket: TcpStream, handle: Arc<Handle>, shared: Arc<Shared>) {
         Ok(logged_in) => Session::new(link, Arc::clone(&handle), shared, logged_in).run(),
         Err(ended) => ended,
     };
+    // A flush that is not over keeps the handle, and with it the descriptor: the peer must not wait for that.
+    let _ = handle.socket.shutdown(Shutdown::Both);
     if let Ended::Fault(fault) = ended {
         let name = handle.key.get().map_or("", |key| &key.initiator);
         log::warn!("iSCSI connection of {peer} {name} closed: {fault}");

@@ -24,10 +24,13 @@ pub(super) struct Stream {
 impl Session {
     pub(super) fn start_read(&mut self, at: usize, blocks: &Blocks, asked: &Asked) -> Result<(), Ended> {
         let needed = u64::from(blocks.count) * BLOCK_BYTES as u64;
-        let announced = if asked.read { u64::from(asked.expected_bytes) } else { 0 };
-        let total = needed.min(announced) as usize;
+        // A read announced as a write has room for nothing.
+        let room = if asked.read { asked.expected_bytes } else { 0 };
+        let total = needed.min(u64::from(room)) as usize;
         if total == 0 {
-            self.answers.ending(&asked.ending(status::GOOD, needed));
+            let mut ending = asked.ending(status::GOOD, needed);
+            ending.residual = Residual::of(room, needed);
+            self.answers.ending(&ending);
             return Ok(());
         }
         self.stream = Some(Stream {

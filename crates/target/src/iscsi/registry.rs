@@ -30,8 +30,8 @@ pub(super) struct Handle {
     pub(super) since: SystemTime,
     pub(super) outbox: Outbox,
     pub(super) key: OnceLock<SessionKey>,
-    /// A second descriptor of the connection, to cut it with.
-    pub(super) socket: TcpStream,
+    /// To cut the connection with.
+    pub(super) socket: Arc<TcpStream>,
     pub(super) commands: AtomicU64,
     pub(super) read_bytes: AtomicU64,
     pub(super) written_bytes: AtomicU64,
@@ -52,7 +52,7 @@ impl Registry {
     pub(super) fn enter(
         &self,
         peer: SocketAddr,
-        socket: TcpStream,
+        socket: Arc<TcpStream>,
         most: usize,
     ) -> std::io::Result<Option<Arc<Handle>>> {
         let outbox = Outbox::new()?;

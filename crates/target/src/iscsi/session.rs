@@ -179,6 +179,7 @@ impl Session {
         if !ready.readable && !ready.writable && Instant::now() < at {
             self.link.received.release();
             self.answers.out.release();
+            self.transfers.release();
             if self.events_wait() {
                 return Ok(());
             }

@@ -9,6 +9,10 @@ use playhead_wire::scsi::{status, Command, Sense};
 use std::collections::{HashMap, VecDeque};
 use std::sync::atomic::{AtomicUsize, Ordering};
 
+/// Most buffers kept for reuse while a session is busy, and the largest that is.
+const SPARE_MAX: usize = 16;
+const SPARE_BYTES_MAX: usize = 1 << 20;
+
 /// One R2T that is not answered in full.
 struct Asking {
     ttt: u32,
@@ -53,6 +57,8 @@ pub(super) struct Transfers {
     by_itt: HashMap<u32, Transfer>,
     bytes: usize,
     last_tag: u32,
+    /// Buffers of writes that are done, for the next ones: fresh memory costs a page fault every 4 KiB.
+    spare: Vec<Vec<u8>>,
 }
 
 impl Transfers {
@@ -64,6 +70,31 @@ impl Transfers {
 
     pub(super) fn has(&self, itt: u32) -> bool {
         !self.by_itt.is_empty() && self.by_itt.contains_key(&itt)
+    }
+
+    /// An empty buffer for `len` bytes.
+    fn buffer(&mut self, len: usize) -> Vec<u8> {
+        match self.spare.pop() {
+            Some(mut spare) => {
+                spare.clear();
+                spare.reserve_exact(len);
+                spare
+            }
+            // The capacity is only address space until data comes.
+            None => Vec::with_capacity(len),
+        }
+    }
+
+    /// Keeps a buffer that is no longer needed.
+    pub(super) fn recycle(&mut self, buffer: Vec<u8>) {
+        if self.spare.len() < SPARE_MAX && buffer.capacity() <= SPARE_BYTES_MAX {
+            self.spare.push(buffer);
+        }
+    }
+
+    /// Gives unused memory back.
+    pub(super) fn release(&mut self) {
+        self.spare = Vec::new();
     }
 
     fn remove(&mut self, itt: u32, held: &AtomicUsize) -> Option<Transfer> {
@@ -158,8 +189,7 @@ impl Session {
         }
         self.transfers.bytes += wanted;
         let view = self.views[at].clone();
-        // The capacity is only address space until data comes.
-        let mut buffer = Vec::with_capacity(wanted);
+        let mut buffer = self.transfers.buffer(wanted);
         buffer.extend_from_slice(self.link.received.at(data_at, data_len));
         let first_burst = self.parameters.first_burst_bytes;
         let unsolicited_end = (!request.is_final).then(|| first_burst.min(request.expected_bytes) as usize);

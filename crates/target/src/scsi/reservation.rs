@@ -385,3 +385,83 @@ impl LogicalUnit {
         Ok(())
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn port(last: u8) -> InitiatorPort {
+        InitiatorPort { name: "iqn.host".into(), isid: [0, 0, 0, 0, 0, last] }
+    }
+
+    fn registered(keys: &[(u8, u64)]) -> Reservations {
+        let mut all = Reservations::default();
+        for (last, key) in keys {
+            let list = OutList { key: 0, action_key: *key };
+            all.register(&port(*last), &list, false, &mut Vec::new()).unwrap();
+        }
+        all
+    }
+
+    #[test]
+    fn a_registrants_only_reservation_lets_registrants_write_and_others_read_or_not() {
+        for (kind, others_read) in
+            [(Kind::WriteExclusiveRegistrants, true), (Kind::ExclusiveAccessRegistrants, false)]
+        {
+            let mut all = registered(&[(1, 11), (2, 22)]);
+            all.reserve(&port(1), 11, kind).unwrap();
+            assert!(all.permits(0, &port(2), Access::Write));
+            assert!(!all.permits(0, &port(3), Access::Write));
+            assert_eq!(all.permits(0, &port(3), Access::Read), others_read);
+            assert!(all.permits(0, &port(3), Access::Status));
+        }
+    }
+
+    #[test]
+    fn preempting_the_holder_takes_the_reservation_over_and_tells_the_loser() {
+        let mut all = registered(&[(1, 11), (2, 22), (3, 33)]);
+        all.reserve(&port(1), 11, Kind::WriteExclusive).unwrap();
+        let mut notices = Vec::new();
+        let list = OutList { key: 22, action_key: 11 };
+        let gone = all.preempt(&port(2), &list, Some(Kind::ExclusiveAccess), &mut notices).unwrap();
+        assert_eq!(gone, [port(1)]);
+        assert!(notices.contains(&(Attention::RegistrationsPreempted, port(1))));
+        assert!(notices.contains(&(Attention::ReservationsReleased, port(3))));
+        assert!(all.is_holder(&port(2)) && !all.is_holder(&port(3)));
+        assert!(!all.permits(0, &port(1), Access::Read));
+    }
+
+    #[test]
+    fn a_holder_who_leaves_releases_unless_all_hold() {
+        for (kind, stays) in [(Kind::WriteExclusiveRegistrants, false), (Kind::WriteExclusiveAll, true)] {
+            let mut all = registered(&[(1, 11), (2, 22)]);
+            all.reserve(&port(1), 11, kind).unwrap();
+            let mut notices = Vec::new();
+            let leave = OutList { key: 11, action_key: 0 };
+            all.register(&port(1), &leave, false, &mut notices).unwrap();
+            assert_eq!(all.held.is_some(), stays, "{kind:?}");
+            assert_eq!(notices.len(), usize::from(!stays));
+        }
+    }
+
+    #[test]
+    fn a_wrong_key_is_a_conflict_and_changes_nothing() {
+        let mut all = registered(&[(1, 11)]);
+        let generation = all.generation;
+        let wrong = OutList { key: 12, action_key: 13 };
+        assert_eq!(all.register(&port(1), &wrong, false, &mut Vec::new()), Err(Refusal::Conflict));
+        assert_eq!(all.reserve(&port(1), 12, Kind::WriteExclusive), Err(Refusal::Conflict));
+        assert_eq!(all.clear(&port(1), 12, &mut Vec::new()), Err(Refusal::Conflict));
+        assert_eq!((all.generation, all.key_of(&port(1))), (generation, Some(11)));
+    }
+
+    #[test]
+    fn reserve_6_shuts_others_out_until_its_nexus_is_lost() {
+        let mut all = Reservations { legacy: Some(7), ..Reservations::default() };
+        assert!(all.permits(7, &port(1), Access::Write));
+        assert!(!all.permits(8, &port(2), Access::Status));
+        assert!(all.permits(8, &port(2), Access::Always));
+        all.nexus_lost(7);
+        assert!(!all.restrict());
+    }
+}

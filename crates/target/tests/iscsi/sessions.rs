@@ -208,6 +208,22 @@ fn errors_of_the_lun_become_the_sense_that_names_them() {
 }
 
 #[test]
+fn a_write_announced_as_a_read_is_not_called_good() {
+    let (server, _disk) = serve(Limits::default());
+    let mut peer = Peer::session(server.address(), IQN, &[]);
+    let ended = peer.command(&cdb_10(0x2a, 0, 512), 512, &[]);
+    assert_eq!((ended.status, ended.sense), (CHECK, Some(0x0e03)));
+    // With nothing announced at all, nothing moves, and the residual says so.
+    let command = peer.scsi(&cdb_10(0x2a, 0, 512), 0, &[]);
+    peer.send(&Request::ScsiCommand(command), &[]);
+    let response = peer.receive().unwrap().response;
+    assert!(
+        matches!(response, Response::Scsi { status: GOOD, residual: Residual::Overflow(512), .. }),
+        "{response:?}"
+    );
+}
+
+#[test]
 fn luns_come_go_and_grow_under_a_session() {
     let (server, disk) = serve(Limits::default());
     let mut peer = Peer::session(server.address(), IQN, &[]);

@@ -80,7 +80,7 @@ senses! {
     INSUFFICIENT_REGISTRATION_RESOURCES = IllegalRequest, 0x5504;
     /// Saving parameters is not supported.
     SAVING_NOT_SUPPORTED = IllegalRequest, 0x3900;
-    /// The initiator's data does not have the length the command needs.
+    /// The initiator announced data in the other direction than the command moves it.
     INVALID_INFORMATION_UNIT = AbortedCommand, 0x0e03;
     /// The logical unit is gone.
     NOT_READY = NotReady, 0x0400;
