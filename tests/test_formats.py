@@ -199,9 +199,14 @@ def test_a_reader_made_from_the_page_alone_agrees_with_the_engine(directory: Pat
     for path in sorted((directory / "log").glob("*.seg")):
         log += records(path, group, seed)
 
-    told: list[_native.RecordDict] = []
-    _native.dump(str(directory), 0, lambda record: told.append(record) is None)
-    assert [{key: record[key] for key in log[0] if key != "payload"} for record in map(dict, told)] == [
+    told: list[dict[str, Any]] = []
+
+    def visit(record: _native.RecordDict) -> bool:
+        told.append(dict(record))
+        return True
+
+    _native.dump(str(directory), 0, visit)
+    assert [{key: record[key] for key in log[0] if key != "payload"} for record in told] == [
         {key: value for key, value in record.items() if key != "payload"} for record in log
     ]
     assert {record["opcode"] for record in log} >= {"WRITE", "ZERO", "UNMAP", "BOOKMARK", "BRANCH"}
