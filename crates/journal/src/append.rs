@@ -303,9 +303,9 @@ impl Inner {
 impl crate::group::State {
     /// The active segment is full: its records wait for the keeper; `next` is active now.
     pub(crate) fn seal_active(&mut self, next: Arc<Segment>) {
-        let entries = Arc::new(std::mem::take(&mut self.active));
+        let entries = std::mem::take(&mut self.active);
         if let Some((_, segment)) = self.segments.last_key_value() {
-            self.sealing.push_back(Sealing { segment: Arc::clone(segment), entries });
+            self.sealing.push_back(Sealing::new(Arc::clone(segment), entries));
         }
         self.segments.insert(next.number, next);
     }

@@ -5,7 +5,7 @@
 
 use std::{
     fs, io,
-    io::IoSlice,
+    io::{IoSlice, IoSliceMut},
     os::unix::fs::{FileExt, FileTypeExt},
     path::Path,
     sync::Arc,
@@ -49,6 +49,11 @@ pub trait Files: Send + Sync {
 pub trait File: Send + Sync {
     /// Fills `buf` from `offset`; an error of kind `UnexpectedEof` if the file ends before.
     fn read_at(&self, buf: &mut [u8], offset: u64) -> io::Result<()>;
+    /// Fills `first` from `offset`, and `second` from what follows.
+    fn read_two_at(&self, first: &mut [u8], second: &mut [u8], offset: u64) -> io::Result<()> {
+        self.read_at(first, offset)?;
+        self.read_at(second, offset + first.len() as u64)
+    }
     /// Writes all of `bufs`, one after another, at `offset`. After an error any part may have been written.
     fn write_at(&self, bufs: &[IoSlice<'_>], offset: u64) -> io::Result<()>;
     /// Makes everything written to this file before the call durable (data, and the size needed to read it).
@@ -132,6 +137,19 @@ const MAX_BUFFERS: usize = 1024;
 impl File for DiskFile {
     fn read_at(&self, buf: &mut [u8], offset: u64) -> io::Result<()> {
         self.0.read_exact_at(buf, offset)
+    }
+
+    fn read_two_at(&self, first: &mut [u8], second: &mut [u8], offset: u64) -> io::Result<()> {
+        let wanted = first.len() + second.len();
+        let mut bufs = [IoSliceMut::new(first), IoSliceMut::new(second)];
+        match rustix::io::preadv(&self.0, &mut bufs, offset) {
+            Ok(n) if n == wanted => Ok(()),
+            // Interrupted or short: buffer by buffer.
+            _ => {
+                self.read_at(first, offset)?;
+                self.read_at(second, offset + first.len() as u64)
+            }
+        }
     }
 
     fn write_at(&self, bufs: &[IoSlice<'_>], offset: u64) -> io::Result<()> {

@@ -86,9 +86,8 @@ impl Inner {
 
     /// Syncs what of the log is not durable, in order; returns what is durable now.
     pub(crate) fn flush_inline(&self) -> Result<Lsn> {
-        if let Some(cause) = self.failure.get() {
-            return Err(Error::Failed { group: self.name.clone(), cause: cause.clone() });
-        }
+        let _one_at_a_time = self.syncing.lock();
+        self.check_medium()?;
         let (target, segments): (Lsn, Vec<Arc<Segment>>) = {
             let state = self.state.read();
             let unsettled = state.segments.values().rev().take_while(|s| !s.is_settled()).cloned().collect();
@@ -106,5 +105,22 @@ impl Inner {
             segment.settled.store(true, Ordering::Release);
         }
         Ok(self.durable.fetch_max(target, Ordering::AcqRel).max(target))
+    }
+    /// Makes a full segment durable.
+    pub(crate) fn settle_segment(&self, segment: &Segment) -> Result<()> {
+        let _one_at_a_time = self.syncing.lock();
+        self.check_medium()?;
+        if !segment.is_settled() {
+            segment.sync(&*self.files).inspect_err(|e| self.fail(e))?;
+            segment.settled.store(true, Ordering::Release);
+        }
+        Ok(())
+    }
+
+    fn check_medium(&self) -> Result<()> {
+        match self.failure.get() {
+            None => Ok(()),
+            Some(cause) => Err(Error::Failed { group: self.name.clone(), cause: cause.clone() }),
+        }
     }
 }

@@ -21,6 +21,7 @@ use crate::{
     lineage::{contains, Lineage},
     maps::Maps,
     record::{CopySource, Opcode, HEADER_BYTES},
+    scan::{Found, Scan},
     segment::{first_lsn, place, Segment, SegmentNumber},
     Error, Lsn, Result, BLOCK_BYTES,
 };
@@ -204,6 +205,7 @@ impl Inner {
         let mut end = edge;
         let (mut number, _) = place(folded, self.segment_bytes);
         'segments: while first_lsn(number, self.segment_bytes) < edge {
+            self.check_segment(number, edge)?;
             for e in self.entries_of(number)?.iter() {
                 if e.lsn < folded || !contains(&lineage, e.timeline, e.lsn) {
                     continue;
@@ -245,6 +247,33 @@ impl Inner {
             volume.base.sync()?;
         }
         Ok(end)
+    }
+
+    /// Checks the CRCs of a segment's records before they go to the bases: after that the log's copy is gone, and with it the proof.
+    fn check_segment(&self, number: SegmentNumber, edge: Lsn) -> Result<()> {
+        let segment: Option<Arc<Segment>> = self.state.read().segments.get(&number).cloned();
+        let Some(segment) = segment else { return Ok(()) };
+        let entries = self.entries_of(number)?;
+        let file = (Arc::clone(segment.file(&*self.files)?), segment.path.clone());
+        let mut scan = Scan::new(file, number, self.segment_bytes, self.seed, (0, u32::MAX));
+        for e in entries.iter().take_while(|e| e.lsn < edge) {
+            match scan.next()? {
+                Found::Record(header) if header.lsn == e.lsn => {}
+                Found::Nothing(why) => return Err(self.rotten(&segment, e.lsn, why)),
+                _ => return Err(self.rotten(&segment, e.lsn, "it is not where the index has it")),
+            }
+        }
+        Ok(())
+    }
+
+    fn rotten(&self, segment: &Segment, lsn: Lsn, why: &str) -> Error {
+        Error::Damaged {
+            path: segment.path.clone(),
+            detail: format!(
+                "the record at LSN {lsn}: {why}. It is not folded, and the window of group {} cannot be shortened past it: restore the segment from a copy of the group",
+                self.name
+            ),
+        }
     }
 
     fn copy_source(&self, e: &Entry) -> Result<CopySource> {

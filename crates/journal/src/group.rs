@@ -176,6 +176,30 @@ pub(crate) struct Log {
 pub(crate) struct Sealing {
     pub(crate) segment: Arc<Segment>,
     pub(crate) entries: Arc<Vec<Entry>>,
+    maps: Arc<OnceLock<MapsByTimeline>>,
+}
+
+/// The newest versions that a segment gives each timeline's blocks.
+pub(crate) type MapsByTimeline = BTreeMap<TimelineId, Arc<Maps>>;
+
+impl Sealing {
+    pub(crate) fn new(segment: Arc<Segment>, entries: Vec<Entry>) -> Sealing {
+        Sealing { segment, entries: Arc::new(entries), maps: Arc::default() }
+    }
+
+    /// Made when first asked for. Volumes that came later have no records here.
+    pub(crate) fn maps(&self, sizes: &Sizes) -> &MapsByTimeline {
+        self.maps.get_or_init(|| {
+            let mut made: BTreeMap<TimelineId, Maps> = BTreeMap::new();
+            for e in self.entries.iter() {
+                let maps = made.entry(e.timeline).or_insert_with(|| Maps::new(Arc::clone(sizes)));
+                if let Some(m) = e.mapped() {
+                    maps.insert(e.volume, m);
+                }
+            }
+            made.into_iter().map(|(timeline, maps)| (timeline, Arc::new(maps))).collect()
+        })
+    }
 }
 
 /// Indexes and tables.
@@ -225,6 +249,8 @@ pub(crate) struct Inner {
     pub(crate) folding: Mutex<()>,
     pub(crate) tending: Mutex<()>,
     pub(crate) one_sealer: Mutex<()>,
+    /// One sync of the log at a time: the system tells of a failure once, and whoever is told must have said so before another asks.
+    pub(crate) syncing: Mutex<()>,
     /// Segments that have left the window, to be written over.
     pub(crate) spare: Mutex<Vec<Segment>>,
     pub(crate) control: Mutex<Superblock>,

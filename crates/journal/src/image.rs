@@ -9,13 +9,13 @@ use parking_lot::RwLockReadGuard;
 
 use crate::{
     append::Draft,
-    group::{check_name, Group, Inner, Point, State, Tip, VolumeState},
+    group::{check_name, Group, Inner, Point, Sealing, State, Tip, VolumeState},
     index::Entry,
-    lineage::{Lineage, Span, Timeline},
+    lineage::{Lineage, Span, Stay, Timeline, TimelineId},
     maps::{Maps, Sizes},
     record::{BranchPoint, Opcode, NO_VOLUME},
     segment::place,
-    superblock::{ImageEntry, Rewind, VolumeInfo},
+    superblock::{ImageEntry, Memory, Rewind, VolumeInfo},
     view::{Layer, View},
     volume::Volume,
     Error, Lsn, Result,
@@ -120,16 +120,20 @@ impl Group {
         if writable {
             let timeline = Timeline { id: control.memory.history.next, parent: Some(parent), at: point.lsn };
             entry.timeline = timeline.id;
-            i.append_branch(timeline, false)?;
             branch = Some(timeline);
         }
-        i.remember(&mut control, |m| {
+        let change = |m: &mut Memory| {
             m.images.push(entry.clone());
             if let Some(timeline) = branch {
                 m.history.timelines.insert(timeline.id, timeline);
                 m.history.next = timeline.id + 1;
             }
-        })?;
+        };
+        control.check_room(change)?;
+        if let Some(timeline) = branch {
+            i.append_branch(timeline, false)?;
+        }
+        i.remember(&mut control, change)?;
         let image = Arc::new(ImageState { entry, view: Arc::clone(&view), closed: AtomicBool::new(false) });
         let mut state = i.state.write();
         if let Some(timeline) = branch {
@@ -206,6 +210,16 @@ impl Group {
         let timeline = Timeline { id: control.memory.history.next, parent: Some(parent), at: to.lsn };
         let payload = BranchPoint { timeline: timeline.id, parent, at: to.lsn, production: true }.encode();
         let draft = [Draft::new(Opcode::Branch, NO_VOLUME, 0, 0, &payload)];
+        let change = |rewind: Rewind| {
+            move |m: &mut Memory| {
+                m.history.timelines.insert(timeline.id, timeline);
+                m.history.next = timeline.id + 1;
+                m.history.stays.push(Stay { timeline: timeline.id, since: rewind.at.lsn });
+                m.rewinds.push(rewind);
+            }
+        };
+        let longest = Point { lsn: Lsn::MAX, time_ns: u64::MAX };
+        control.check_room(change(Rewind { at: longest, to, undo_lsn: Lsn::MAX }))?;
         let mut log = i.log.lock();
         i.make_room(&mut log, &draft)?;
         let old = log.production;
@@ -214,12 +228,7 @@ impl Group {
         // The log stays held: no write may come between the BRANCH record and the switch. The superblock is the point of no return.
         i.flush_inline()?;
         let rewind = Rewind { at: Point { lsn: at_lsn, time_ns: log.time_ns }, to, undo_lsn };
-        i.remember(&mut control, |m| {
-            m.history.timelines.insert(timeline.id, timeline);
-            m.history.next = timeline.id + 1;
-            m.history.stays.push(crate::lineage::Stay { timeline: timeline.id, since: at_lsn });
-            m.rewinds.push(rewind);
-        })?;
+        i.remember(&mut control, change(rewind))?;
         let mut state = i.state.write();
         state.history = control.memory.history.clone();
         state.rewinds.push(rewind);
@@ -275,6 +284,9 @@ impl Inner {
         for part in parts {
             match part {
                 Part::Run(run) => layers.push(Layer::Run(run)),
+                Part::Sealing(sealing, timeline) => {
+                    layers.extend(sealing.maps(&sizes).get(&timeline).cloned().map(Layer::Maps));
+                }
                 Part::Records(entries, span) => {
                     let maps = maps_of(&entries, span, &sizes);
                     layers.push(Layer::Maps(Arc::new(maps)));
@@ -307,7 +319,11 @@ impl Inner {
             }
         }
         for sealing in state.sealing.iter().rev().filter(|s| s.segment.number <= cut) {
-            parts.push(Part::Records(Arc::clone(&sealing.entries), span));
+            parts.push(if sealing.segment.number < cut {
+                Part::Sealing(sealing.clone(), span.timeline)
+            } else {
+                Part::Records(Arc::clone(&sealing.entries), span)
+            });
         }
         if let Some(index) = state.indexes.get(&cut) {
             parts.push(Part::Index(Arc::clone(index), span));
@@ -321,6 +337,7 @@ impl Inner {
 }
 
 enum Part {
+    Sealing(Sealing, TimelineId),
     Run(Arc<crate::run::Run>),
     Records(Arc<Vec<Entry>>, Span),
     Index(Arc<crate::index::SegmentIndex>, Span),

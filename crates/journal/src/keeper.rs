@@ -61,6 +61,8 @@ impl Signal {
 
 /// How often the keeper looks without being asked: time alone moves a window.
 const LOOK: Duration = Duration::from_secs(1);
+/// Full segments that may wait for their index while hosts write. A restart after a crash has to read them.
+const MAX_WAITING: usize = 16;
 /// Segments that should be ready whatever hosts do.
 const READY_SOON: usize = 2;
 /// How long hosts must have written nothing before the reserve is filled.
@@ -73,7 +75,7 @@ impl Group {
         if !self.0.background {
             while self.0.prepare(true) {}
         }
-        self.0.tend(false)
+        self.0.tend(false, true)
     }
 }
 
@@ -81,12 +83,15 @@ impl Inner {
     /// The keeper's thread.
     pub(crate) fn run_keeper(&self) {
         let mut said = String::new();
+        let mut records = 0;
         while !self.closed.load(Ordering::Acquire) {
-            let room = self.keeper.wait(LOOK);
+            let waiting = !self.state.read().sealing.is_empty();
+            let room = self.keeper.wait(if waiting { REST } else { LOOK });
             if self.closed.load(Ordering::Acquire) {
                 return;
             }
-            match self.tend(room) {
+            let before = std::mem::replace(&mut records, self.counters.records.load(Ordering::Relaxed));
+            match self.tend(room, before == records) {
                 Ok(()) => said.clear(),
                 Err(e) => {
                     let text = e.to_string();
@@ -118,12 +123,22 @@ impl Inner {
         }
     }
 
-    pub(crate) fn tend(&self, need_room: bool) -> Result<()> {
+    /// `resting`: hosts write nothing now. While they do, the newest full segments wait: sealing syncs them, and a burst should not
+    /// share the medium and the processor with that.
+    pub(crate) fn tend(&self, need_room: bool, resting: bool) -> Result<()> {
         let _tending = self.tending.lock();
         if need_room {
             self.give_up_oldest()?;
         }
-        self.seal_all()?;
+        self.seal_down_to(if resting { 0 } else { MAX_WAITING })?;
+        let (waiting, sizes) = {
+            let state = self.state.read();
+            (state.sealing.clone(), Arc::clone(&state.sizes))
+        };
+        for sealing in &waiting {
+            // An image that is opened meanwhile finds them made.
+            sealing.maps(&sizes);
+        }
         self.room.notify_all();
         self.merge_all()?;
         self.apply_policy()?;
@@ -132,19 +147,29 @@ impl Inner {
 
     /// Gives every full segment its index and runs.
     pub(crate) fn seal_all(&self) -> Result<()> {
+        self.seal_down_to(0)
+    }
+
+    fn seal_down_to(&self, waiting: usize) -> Result<()> {
         let _one_at_a_time = self.one_sealer.lock();
-        loop {
-            let Some(sealing) = self.state.read().sealing.front().cloned() else { return Ok(()) };
-            self.seal(&sealing)?;
+        // Only what is full now: hosts may fill segments as fast as they can be sealed, and the rest of housekeeping must come to its turn.
+        let full = self.state.read().sealing.len();
+        for _ in waiting..full {
+            let oldest = {
+                let state = self.state.read();
+                state.sealing.front().filter(|_| state.sealing.len() > waiting).cloned()
+            };
+            match oldest {
+                Some(sealing) => self.seal(&sealing)?,
+                None => break,
+            }
         }
+        Ok(())
     }
 
     fn seal(&self, sealing: &Sealing) -> Result<()> {
         let segment = &sealing.segment;
-        if !segment.is_settled() {
-            segment.sync(&*self.files).inspect_err(|e| self.fail(e))?;
-            segment.settled.store(true, Ordering::Release);
-        }
+        self.settle_segment(segment)?;
         let number = segment.number;
         let (sizes, before_ns) = {
             let state = self.state.read();
@@ -159,24 +184,12 @@ impl Inner {
             &sealing.entries,
             (before_ns, first_lsn(number, self.segment_bytes)),
         )?;
-        let mut timelines: Vec<TimelineId> = sealing.entries.iter().map(|e| e.timeline).collect();
-        timelines.sort_unstable();
-        timelines.dedup();
         // Of a discarded branch nothing can be read any more.
-        {
-            let state = self.state.read();
-            timelines.retain(|t| state.history.timelines.contains_key(t));
-        }
+        let known: Vec<TimelineId> = self.state.read().history.timelines.keys().copied().collect();
         let mut runs = Vec::new();
-        for timeline in timelines {
-            let mut maps = Maps::new(Arc::clone(&sizes));
-            for e in sealing.entries.iter().filter(|e| e.timeline == timeline) {
-                if let Some(m) = e.mapped() {
-                    maps.insert(e.volume, m);
-                }
-            }
+        for (&timeline, maps) in sealing.maps(&sizes).iter().filter(|(t, _)| known.contains(t)) {
             let key = RunKey::of_segment(number);
-            runs.push((timeline, Run::write(&*self.files, &self.dir, timeline, key, self.seed, &maps)?));
+            runs.push((timeline, Run::write(&*self.files, &self.dir, timeline, key, self.seed, maps)?));
         }
         let dir = index_dir(&self.dir);
         self.files.sync_dir(&dir).doing("syncing", &dir)?;

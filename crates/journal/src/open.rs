@@ -115,6 +115,7 @@ impl Group {
             folding: Mutex::new(()),
             tending: Mutex::new(()),
             one_sealer: Mutex::new(()),
+            syncing: Mutex::new(()),
             spare: Mutex::new(spare),
             control: Mutex::new(control),
             log: Mutex::new(log),
@@ -176,7 +177,8 @@ impl Inner {
         let doubtful = branches.last().filter(|(e, b)| {
             let newest_stay = known.stays.last().map_or(0, |s| s.since);
             let written_after = self.state.read().head.lsn > e.end();
-            b.production && e.lsn > newest_stay && b.timeline >= known.next && !written_after
+            let in_window = b.at >= control.memory.edge.lsn;
+            b.production && in_window && e.lsn > newest_stay && b.timeline >= known.next && !written_after
         });
         if next == known.next && doubtful.is_none() {
             return Ok(());
@@ -387,7 +389,7 @@ fn scan_tail(
             tail.active = entries;
             return Ok(());
         }
-        tail.sealing.push_back(Sealing { segment, entries: Arc::new(entries) });
+        tail.sealing.push_back(Sealing::new(segment, entries));
         number += 1;
         tail.head.lsn = first_lsn(number, bytes);
     }

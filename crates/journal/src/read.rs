@@ -169,7 +169,7 @@ impl Inner {
                 buf.fill(0);
                 Ok(())
             }
-            Kind::Data => self.read_log(found, loc, buf),
+            Kind::Data => self.read_data(found, loc, buf),
             Kind::Pattern => {
                 let mut block = [0; BLOCK_BYTES];
                 self.read_log(found, loc, &mut block)?;
@@ -178,6 +178,30 @@ impl Inner {
             }
             Kind::Copy => Err(Error::Conflict("a copy is not read here".into())),
         }
+    }
+
+    /// Block data. Where a read takes a record's whole payload, as most do, the record's header is read with it and its CRC checked, so
+    /// that what the medium has spoiled is an error and not data.
+    fn read_data(&self, found: &Found, loc: Loc, buf: &mut [u8]) -> Result<()> {
+        const BEFORE: u64 = record::HEADER_BYTES as u64;
+        let within = loc.lsn() % self.segment_bytes;
+        let Some(segment) = found.segment.as_ref().filter(|_| within >= BEFORE) else {
+            return self.read_log(found, loc, buf);
+        };
+        let mut header = [0; record::HEADER_BYTES];
+        segment
+            .file(&*self.files)?
+            .read_two_at(&mut header, buf, within - BEFORE)
+            .doing("reading", &segment.path)?;
+        let Ok(header) = Header::decode(&header, self.seed) else { return Ok(()) };
+        let whole = header.payload_lsn() == loc.lsn() && header.payload_bytes as usize == buf.len();
+        if whole && crc32c::crc32c(buf) != header.payload_crc {
+            return Err(Error::Damaged {
+                path: segment.path.clone(),
+                detail: format!("the payload of the record at LSN {} does not match its CRC", header.lsn),
+            });
+        }
+        Ok(())
     }
 
     fn read_log(&self, found: &Found, loc: Loc, buf: &mut [u8]) -> Result<()> {

@@ -182,24 +182,26 @@ impl Segment {
         Ok(())
     }
 
-    /// Whether the file is a segment of ours. `false` if it was never finished being made, so that no record was ever in it: it is
-    /// shorter than a segment, or there is nothing where the first record would be. Anything else is an error, and the file is left alone.
+    /// Whether the file is a segment of ours. `false` if it was never finished being made, so that no record was ever in it: it has no
+    /// header, or there is nothing where the first record would be. Anything else is an error, and the file is left alone.
     pub(crate) fn is_begun(&self, files: &dyn Files, id: Uuid, segment_bytes: u64) -> Result<bool> {
         let file = self.file(files)?;
-        if file.size().doing("sizing", &self.path)? < segment_bytes {
+        let size = file.size().doing("sizing", &self.path)?;
+        let mut start = [0; SEGMENT_HEADER_BYTES as usize + crate::record::HEADER_BYTES];
+        let there = usize::try_from(size).unwrap_or(usize::MAX).min(start.len());
+        file.read_at(&mut start[..there], 0).doing("reading", &self.path)?;
+        let (header, first) = start.split_at(SEGMENT_HEADER_BYTES as usize);
+        let empty = |b: &[u8]| b.iter().all(|b| *b == 0);
+        if empty(header) && empty(first) {
             return Ok(false);
         }
         match self.check(files, id, segment_bytes) {
-            Ok(()) => Ok(true),
-            Err(e @ Error::Damaged { .. }) => {
-                let mut first = [0; crate::record::HEADER_BYTES];
-                file.read_at(&mut first, SEGMENT_HEADER_BYTES).doing("reading", &self.path)?;
-                if first.iter().all(|b| *b == 0) {
-                    Ok(false)
-                } else {
-                    Err(e)
-                }
-            }
+            Ok(()) if size >= segment_bytes => Ok(true),
+            Ok(()) => Err(Error::Damaged {
+                path: self.path.clone(),
+                detail: format!("it is {size} bytes long where {segment_bytes} are due"),
+            }),
+            Err(Error::Damaged { .. }) if empty(first) => Ok(false),
             Err(e) => Err(e),
         }
     }

@@ -150,15 +150,15 @@ impl Superblock {
         self.save().inspect_err(|_| self.memory = before)
     }
 
+    /// Refuses if `change` would make more to remember than a slot holds. For those who must do something irrevocable first.
+    pub(crate) fn check_room(&self, change: impl FnOnce(&mut Memory)) -> Result<()> {
+        let mut memory = self.memory.clone();
+        change(&mut memory);
+        encode(&memory).map(|_| ())
+    }
+
     fn save(&mut self) -> Result<()> {
-        let text = serde_json::to_vec(&self.memory).map_err(|e| Error::Invalid(e.to_string()))?;
-        if text.len() > SLOT_BYTES - HEADER_BYTES {
-            return Err(Error::Conflict(format!(
-                "group {} has too many volumes, images and rewinds to remember ({} bytes): close images that are not needed",
-                self.memory.name,
-                text.len()
-            )));
-        }
+        let text = encode(&self.memory)?;
         let sequence = self.sequence + 1;
         let mut slot = vec![0_u8; HEADER_BYTES];
         slot[0..8].copy_from_slice(MAGIC);
@@ -174,6 +174,18 @@ impl Superblock {
         self.sequence = sequence;
         Ok(())
     }
+}
+
+fn encode(memory: &Memory) -> Result<Vec<u8>> {
+    let text = serde_json::to_vec(memory).map_err(|e| Error::Invalid(e.to_string()))?;
+    if text.len() > SLOT_BYTES - HEADER_BYTES {
+        return Err(Error::Conflict(format!(
+            "group {} has too many volumes, images and rewinds to remember ({} bytes): close images that are not needed",
+            memory.name,
+            text.len()
+        )));
+    }
+    Ok(text)
 }
 
 fn lock(file: &dyn File, path: &Path) -> Result<()> {
