@@ -1,80 +1,39 @@
-"""A LUN as an ordinary directory, with no privilege but /dev/fuse.
-
-qemu-storage-daemon logs in to the target over iSCSI and shows the LUN as a file; fuse2fs mounts the ext4 in that file. So
-everything that programs do in the directory crosses the wire as SCSI commands, as it would from a host.
-"""
+"""File systems on LUNs, as this machine can have them: mounted, or copied out and back."""
 
 from __future__ import annotations
 
-import contextlib
-import itertools
-from collections.abc import Iterator
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
 from pathlib import Path
-from urllib.parse import unquote, urlsplit
 
-from demo.programs import DemoError, run, running
-
-_numbers = itertools.count(1)
+from demo import copied, mounted
+from demo.programs import run
 
 
-@contextlib.contextmanager
-def as_file(url: str, work: Path, writable: bool) -> Iterator[Path]:
-    """The LUN at an iscsi:// URL, as a file."""
-    parts = urlsplit(url)
-    _, iqn, lun = parts.path.split("/")
-    number = next(_numbers)
-    file = work / f"lun-{number}"
-    file.touch()
-    here = work.stat().st_dev
-    mode = "off" if writable else "on"
-    command = [
-        "qemu-storage-daemon",
-        "--blockdev",
-        f"driver=iscsi,node-name=lun,transport=tcp,portal={parts.netloc},target={unquote(iqn)},lun={lun},"
-        f"read-only={mode}",
-        "--export",
-        f"type=fuse,id=file,node-name=lun,mountpoint={file},writable={'on' if writable else 'off'}",
-    ]
-    with running(command, work / f"lun-{number}.log", lambda: file.stat().st_dev != here):
-        yield file
-    file.unlink()
+@dataclass(frozen=True)
+class Host:
+    """The host that uses the LUNs: a folder to work in, and whether it has FUSE."""
 
+    work: Path
+    fuse: bool
 
-def make_ext4(url: str, label: str, work: Path) -> None:
-    """Puts an empty ext4 on the LUN."""
-    with as_file(url, work, writable=True) as file:
-        run("mke2fs", "-q", "-F", "-t", "ext4", "-L", label, "-E", "root_owner", file)
+    def make_ext4(self, url: str, label: str) -> None:
+        """Puts an empty ext4 on the LUN."""
+        with self._as_file(url, writable=True) as file:
+            run("mke2fs", "-q", "-F", "-t", "ext4", "-L", label, "-E", "root_owner", file)
 
+    def directory(self, url: str, writable: bool = False) -> AbstractContextManager[Path]:
+        """The files of the ext4 on the LUN. When the context ends, what was done to them is on the LUN, flushed."""
+        if self.fuse:
+            return mounted.directory(url, self.work, writable)
+        return copied.directory(url, self.work, writable)
 
-@contextlib.contextmanager
-def mounted(url: str, work: Path, writable: bool = False) -> Iterator[Path]:
-    """The ext4 on the LUN, mounted; afterwards it is unmounted, flushed and logged out from."""
-    with as_file(url, work, writable) as file:
-        place = work / f"{file.name}.mnt"
-        place.mkdir()
-        options = "fakeroot" if writable else "fakeroot,ro"
+    def check(self, url: str) -> None:
+        """A full e2fsck of the LUN that changes nothing. An error if the file system is not clean."""
+        with self._as_file(url, writable=False) as file:
+            run("e2fsck", "-fn", file)
 
-        def leave() -> None:
-            # A file that is just being closed keeps a mount busy for a moment.
-            for last in (False,) * 20 + (True,):
-                try:
-                    run("fusermount3", "-u", place)
-                except DemoError:
-                    if last:
-                        run("fusermount3", "-u", "-z", place)
-                else:
-                    return
-
-        here = place.stat().st_dev
-        command: list[str | Path] = ["fuse2fs", "-f", "-o", options, file, place]
-        with running(
-            command, work / f"{file.name}.log", lambda: place.stat().st_dev != here, leave
-        ):
-            yield place
-        place.rmdir()
-
-
-def check(url: str, work: Path) -> None:
-    """A full e2fsck of the LUN that changes nothing. An error if the file system is not clean."""
-    with as_file(url, work, writable=False) as file:
-        run("e2fsck", "-fn", file)
+    def _as_file(self, url: str, writable: bool) -> AbstractContextManager[Path]:
+        if self.fuse:
+            return mounted.as_file(url, self.work, writable)
+        return copied.as_file(url, self.work, writable)

@@ -11,14 +11,20 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
-PACKAGES = {
+PACKAGES = {"mke2fs": "e2fsprogs", "e2fsck": "e2fsprogs"}
+"""What must be there, and the Debian package that has it."""
+
+WITH_FUSE = {
     "qemu-storage-daemon": "qemu-system-common and qemu-block-extra",
-    "mke2fs": "e2fsprogs",
-    "e2fsck": "e2fsprogs",
     "fuse2fs": "fuse2fs",
     "fusermount3": "fuse3",
 }
-"""What must be there, and the Debian package that has it."""
+WITHOUT_FUSE = {
+    "qemu-img": "qemu-utils and qemu-block-extra",
+    "qemu-io": "qemu-utils",
+    "debugfs": "e2fsprogs",
+}
+"""And what else, depending on whether file systems can be mounted."""
 
 START_TIMEOUT_S = 30.0
 END_TIMEOUT_S = 20.0
@@ -31,21 +37,22 @@ class DemoError(Exception):
     """The demo cannot go on; the text says what is wrong and what to do."""
 
 
-def missing() -> list[str]:
-    """What this machine lacks for the demo, each with how to get it."""
-    lacks = [
-        f"the program {name} (Debian: apt-get install {package})"
-        for name, package in PACKAGES.items()
-        if shutil.which(name, path=SEARCH_PATH) is None
-    ]
+def has_fuse() -> bool:
+    """Whether file systems can be mounted by ordinary programs here."""
     try:
         os.close(os.open("/dev/fuse", os.O_RDWR))
-    except OSError as error:
-        lacks.append(
-            f"access to /dev/fuse ({error.strerror}): load the kernel module `fuse`; in a container start it with "
-            "--device /dev/fuse --cap-add SYS_ADMIN"
-        )
-    return lacks
+    except OSError:
+        return False
+    return True
+
+
+def missing(fuse: bool) -> list[str]:
+    """What this machine lacks for the demo, with or without FUSE, each with how to get it."""
+    return [
+        f"the program {name} (Debian: apt-get install {package})"
+        for name, package in (PACKAGES | (WITH_FUSE if fuse else WITHOUT_FUSE)).items()
+        if shutil.which(name, path=SEARCH_PATH) is None
+    ]
 
 
 def run(name: str, *arguments: str | Path) -> str:

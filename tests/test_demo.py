@@ -11,12 +11,17 @@ import time
 from pathlib import Path
 
 import pytest
-from demo.programs import missing
+from demo.programs import has_fuse, missing
 
 ROOT = Path(__file__).resolve().parents[1]
 TIMEOUT_S = 300.0
 
-pytestmark = pytest.mark.skipif(bool(missing()), reason="; ".join(missing()))
+WITH_FUSE = pytest.param(
+    [], id="fuse", marks=pytest.mark.skipif(not has_fuse() or bool(missing(True)), reason="no FUSE here")
+)
+WITHOUT_FUSE = pytest.param(
+    ["--no-fuse"], id="no-fuse", marks=pytest.mark.skipif(bool(missing(False)), reason="no tools here")
+)
 
 
 def _start(*arguments: str | Path, scratch: Path) -> subprocess.Popen[str]:
@@ -44,11 +49,12 @@ def _processes_of(folder: Path) -> list[str]:
     return found
 
 
-def test_everything_that_was_lost_comes_back(tmp_path: Path) -> None:
+@pytest.mark.parametrize("options", [WITH_FUSE, WITHOUT_FUSE])
+def test_everything_that_was_lost_comes_back(options: list[str], tmp_path: Path) -> None:
     report = tmp_path / "report.json"
     scratch = tmp_path / "scratch"
     scratch.mkdir()
-    with _start("--report", report, scratch=scratch) as demo:
+    with _start(*options, "--report", report, scratch=scratch) as demo:
         told, _ = demo.communicate(timeout=TIMEOUT_S)
     assert demo.returncode == 0, told
     outcome = json.loads(report.read_text())
@@ -64,8 +70,9 @@ def test_everything_that_was_lost_comes_back(tmp_path: Path) -> None:
     assert _processes_of(scratch) == []
 
 
-def test_stopped_in_the_middle_it_leaves_nothing_behind(tmp_path: Path) -> None:
-    with _start(scratch=tmp_path) as demo:
+@pytest.mark.parametrize("options", [WITH_FUSE])
+def test_stopped_in_the_middle_it_leaves_nothing_behind(options: list[str], tmp_path: Path) -> None:
+    with _start(*options, scratch=tmp_path) as demo:
         assert demo.stdout is not None
         for line in demo.stdout:
             if line.startswith("2. "):
