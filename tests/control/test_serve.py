@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import resource
 import signal
 import socket
@@ -168,6 +169,25 @@ def test_wrong_settings_are_refused_by_name(tmp_path: Path, content: str, says: 
     assert done.returncode == 5
     assert says in done.stderr
     assert done.stderr.count("\n") == 1
+
+
+def test_the_log_for_people_has_one_form_in_python_and_rust(tmp_path: Path) -> None:
+    appliance = Appliance(tmp_path / "store", "--log-format", "human")
+    appliance.start()
+    host, port = tuple_of(appliance.ready["nbd"])
+    with socket.create_connection((host, port), timeout=10) as stranger:
+        stranger.sendall(b"\n2026-01-01T00:00:00.000000Z error forged\n" * 10)
+        stranger.shutdown(socket.SHUT_WR)
+        while stranger.recv(4096):
+            pass
+    appliance.stop()
+    lines = appliance.said().splitlines()
+    form = re.compile(r"20\d\d-\d\d-\d\dT\d\d:\d\d:\d\d\.\d{6}Z (debug|info|warning|error) +\S.* logger=\S+")
+    assert all(form.fullmatch(line) for line in lines), lines
+    loggers = {line.rpartition("logger=")[2] for line in lines}
+    assert "appliance" in loggers
+    assert any(logger.startswith("target.nbd") for logger in loggers)
+    assert not any("error forged" in line.partition("logger=")[0][:40] for line in lines)
 
 
 def test_the_log_is_json_lines(appliance: Appliance) -> None:

@@ -75,21 +75,3 @@ pub(crate) fn log_to_stderr(level: &str, json: bool) -> PyResult<()> {
     log::set_max_level(filter);
     Ok(())
 }
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn lines_are_one_line_each_in_both_formats() {
-        let at = SystemTime::UNIX_EPOCH + std::time::Duration::from_micros(1_700_000_000_000_001);
-        assert_eq!(
-            line(false, at, Level::Warn, "playhead_target::iscsi", "bad\nPDU"),
-            "2023-11-14T22:13:20.000001Z warning bad PDU logger=target.iscsi\n"
-        );
-        assert_eq!(
-            line(true, at, Level::Info, "playhead_journal", "a \"b\"\n"),
-            "{\"event\":\"a \\\"b\\\"\\n\",\"level\":\"info\",\"logger\":\"journal\",\"timestamp\":\"2023-11-14T22:13:20.000001Z\"}\n"
-        );
-    }
-}
