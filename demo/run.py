@@ -325,8 +325,9 @@ def main() -> int:
     )
     arguments = parser.parse_args()
     signal.signal(signal.SIGTERM, _stop)
+    fuse = not arguments.no_fuse and has_fuse() and not missing(fuse=True)
     try:
-        demo(arguments.keep, has_fuse() and not arguments.no_fuse, arguments.report)
+        demo(arguments.keep, fuse, arguments.report)
     except DemoError as error:
         print(f"\nThe demo failed: {error}", file=sys.stderr)
         return 1
