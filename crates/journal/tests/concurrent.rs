@@ -12,7 +12,7 @@ mod model;
 use std::{
     sync::{
         atomic::{AtomicBool, AtomicU64, Ordering},
-        Arc, Mutex,
+        Arc,
     },
     time::{Duration, Instant},
 };
@@ -22,6 +22,7 @@ use model::{
     block::{Token, BLOCK_BYTES},
     Act,
 };
+use parking_lot::FairMutex;
 use playhead_journal::{files::DiskFiles, BookmarkKind, Error, Group, NewBase, Options, Policy, Volume};
 
 const WRITERS: u64 = 3;
@@ -69,7 +70,7 @@ struct Shared {
     stop: AtomicBool,
     tag: AtomicU64,
     /// What each writer's range holds, block by block, as of its last acknowledged request; locked while it writes and notes.
-    own: Vec<Mutex<Vec<(u64, u64)>>>,
+    own: Vec<FairMutex<Vec<(u64, u64)>>>,
     images_seen: AtomicU64,
     writes: AtomicU64,
     rewinds: AtomicU64,
@@ -89,7 +90,7 @@ fn writer(shared: &Shared, me: u64, seed: u64) {
     let mut random = Random::new(seed);
     let volume = shared.group.volume("v").unwrap();
     while shared.goes_on() {
-        let mut own = shared.own[me as usize].lock().unwrap();
+        let mut own = shared.own[me as usize].lock();
         let mut acts = Vec::new();
         for _ in 0..random.between(1, 4) {
             let count = random.between(1, 40);
@@ -145,7 +146,7 @@ fn imager(shared: &Shared, me: u64, seed: u64) {
         let frozen: Vec<Vec<(u64, u64)>>;
         let lsn;
         {
-            let guards: Vec<_> = shared.own.iter().map(|o| o.lock().unwrap()).collect();
+            let guards: Vec<_> = shared.own.iter().map(|o| o.lock()).collect();
             lsn = group.head().lsn;
             frozen = guards.iter().map(|g| (**g).clone()).collect();
         }
@@ -205,13 +206,13 @@ fn mover(shared: &Shared, seed: u64) {
                 Err(e) => panic!("settle: {e}"),
             },
             3 | 4 => {
-                let guards: Vec<_> = shared.own.iter().map(|o| o.lock().unwrap()).collect();
+                let guards: Vec<_> = shared.own.iter().map(|o| o.lock()).collect();
                 let own: Vec<Vec<(u64, u64)>> = guards.iter().map(|g| (**g).clone()).collect();
                 noted = Some((group.head().lsn, own));
             }
             5 => {
                 let Some((lsn, own)) = noted.take() else { continue };
-                let mut guards: Vec<_> = shared.own.iter().map(|o| o.lock().unwrap()).collect();
+                let mut guards: Vec<_> = shared.own.iter().map(|o| o.lock()).collect();
                 match group.rewind(lsn) {
                     Ok(_) => guards.iter_mut().zip(own).for_each(|(guard, own)| **guard = own),
                     Err(Error::OutsideWindow { .. }) => continue,
@@ -242,7 +243,7 @@ fn threads_never_see_torn_mixed_or_lost_blocks() {
         group: group.clone(),
         stop: AtomicBool::new(false),
         tag: AtomicU64::new(1),
-        own: (0..WRITERS).map(|_| Mutex::new(vec![(0, 0); OWN_BLOCKS as usize])).collect(),
+        own: (0..WRITERS).map(|_| FairMutex::new(vec![(0, 0); OWN_BLOCKS as usize])).collect(),
         images_seen: AtomicU64::new(0),
         writes: AtomicU64::new(0),
         rewinds: AtomicU64::new(0),
@@ -269,10 +270,10 @@ fn threads_never_see_torn_mixed_or_lost_blocks() {
     let (writes, images, rewinds) =
         (count(&shared.writes), count(&shared.images_seen), count(&shared.rewinds));
     eprintln!("{writes} batches, {images} images, {rewinds} rewinds");
-    let check = |group: &Group, own: &[Mutex<Vec<(u64, u64)>>], what: &str| {
+    let check = |group: &Group, own: &[FairMutex<Vec<(u64, u64)>>], what: &str| {
         let volume = group.volume("v").unwrap();
         for (me, own) in own.iter().enumerate() {
-            check_own(&volume, me as u64, &own.lock().unwrap(), what);
+            check_own(&volume, me as u64, &own.lock(), what);
         }
         cells(&volume, what)
     };

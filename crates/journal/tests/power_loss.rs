@@ -158,7 +158,7 @@ fn at_every_boundary(visit: impl Fn(&Reference, u64) + Sync) {
 
 #[test]
 fn power_lost_at_every_boundary() {
-    let survivors = number("PLAYHEAD_SURVIVORS", FIRST_RANDOM_SEED + if soak() { 60 } else { 3 });
+    let survivors = number("PLAYHEAD_SURVIVORS", FIRST_RANDOM_SEED + if soak() { 60 } else { 6 });
     at_every_boundary(|reference, n| {
         let (told, step) = broken_off(reference, n);
         let mut random = Random::new(n);
@@ -190,7 +190,7 @@ fn process_killed_at_every_boundary() {
 
 #[test]
 fn power_lost_again_at_every_boundary_of_the_recovery() {
-    let stride = number("PLAYHEAD_STRIDE", if soak() { 1 } else { 17 });
+    let stride = number("PLAYHEAD_STRIDE", if soak() { 1 } else { 7 });
     at_every_boundary(|reference, n| {
         if n % stride != reference.seed % stride {
             return;

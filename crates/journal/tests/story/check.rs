@@ -29,6 +29,27 @@ impl Story {
         for (lba, count) in self.stretches(name, rope) {
             self.check(whose, name, volume, rope, lba, count);
         }
+        if rope.blocks() > HUGE_BLOCKS {
+            self.check_claimed(whose, name, volume, rope);
+        }
+    }
+
+    /// Of a huge volume, also what the engine itself says is data.
+    fn check_claimed(&self, whose: &Whose, name: &str, volume: &Volume, rope: &Rope) {
+        let blocks = rope.blocks();
+        let mut at = 0;
+        while at < blocks {
+            for extent in self.must("extents", volume.extents(at, blocks - at, 500)) {
+                at = extent.lba + extent.count;
+                if !extent.zero {
+                    let ends = [
+                        (extent.lba, extent.count.min(256)),
+                        (at - extent.count.min(8), extent.count.min(8)),
+                    ];
+                    ends.into_iter().for_each(|(lba, n)| self.check(whose, name, volume, rope, lba, n));
+                }
+            }
+        }
     }
 
     /// What of a volume to look at: all of it, or of a huge one its data with what is around it, and where things happened of late.
@@ -98,12 +119,21 @@ impl Story {
             }
             return (**one).clone();
         }
+        // Every candidate is asked about what sets any of them apart.
+        let mut asked: BTreeMap<String, Vec<(u64, u64)>> = BTreeMap::new();
+        for (name, rope) in candidates.iter().flat_map(|s| s.iter()) {
+            asked.entry(name.clone()).or_default().extend(self.stretches(name, rope));
+        }
+        for stretches in asked.values_mut() {
+            stretches.sort_unstable();
+            stretches.dedup();
+        }
         let fits = |state: &State| {
             state.iter().all(|(name, rope)| {
                 let Ok(volume) = image.volume(name) else {
                     return false;
                 };
-                self.stretches(name, rope).into_iter().all(|(lba, count)| {
+                asked[name].iter().all(|&(lba, count)| {
                     let mut buf = vec![0; count as usize * BLOCK_BYTES];
                     volume.read(lba, &mut buf).is_ok() && difference(rope, lba, &buf).is_none()
                 })
