@@ -7,12 +7,26 @@ import os
 import shutil
 import subprocess
 import sys
+import time
 from pathlib import Path
 from typing import Any
 
 from bench.paths import REPOSITORY, MissingError
 from bench.processes import cpu_seconds, start, wait_until
 from bench.server import LUN_BYTES, Server
+
+
+# The journal's allotment, all of it made ahead: as a plain file's blocks are, its blocks are allocated
+# and its pages in memory before the first run.
+JOURNAL_BYTES = 8 << 30
+# Ready before each run at least: more than any run writes.
+READY_BYTES = 3 << 30
+READY_TIMEOUT_S = 300
+SEGMENT_BYTES = 64 << 20
+
+
+def _gib(size_bytes: int) -> str:
+    return f"{size_bytes >> 30}GiB"
 
 
 class Appliance(Server):
@@ -33,9 +47,43 @@ class Appliance(Server):
         )
         wait_until(lambda: self._ready() is not None, self._process, self.log)
         self._api = (self._ready() or {})["api"]
-        self._cli("group", "create", "bench")
+        self._cli("group", "create", "bench", "--limit", _gib(JOURNAL_BYTES), "--reserve", _gib(JOURNAL_BYTES))
         volume = self._cli("volume", "create", "bench/lun", "--size", f"{LUN_BYTES >> 30}GiB")
+        self._wait_for_ready(JOURNAL_BYTES - (1 << 30))
         return {"iscsi": volume["iscsi_url"], "nbd": volume["nbd_url"]}
+
+    def rest(self) -> None:
+        """Gives the journal room for the next run: when little of it is ready, the window's past is
+        folded into the base now. What that costs a host that writes on is the `sliding` scenario's to
+        show.
+        """
+        if self._ready_bytes() < READY_BYTES:
+            self._cli("journal", "trim", "bench", "--to", "head")
+            self._wait_for_ready(READY_BYTES)
+        time.sleep(1)
+
+    def dirty_again(self, region_bytes: int) -> None:
+        """Has the segments that come next in memory, as the in-place writers find their region: on a
+        machine that reclaims idle page cache, or whose host does, fresh pages would cost more than
+        all else.
+        """
+        journal = self._cli("journal", "show", "bench")
+        next_number = journal["window"]["head"]["lsn"] // SEGMENT_BYTES + 1
+        log = Path(journal["directory"]) / "log"
+        for number in range(next_number, next_number + READY_BYTES // SEGMENT_BYTES):
+            segment = log / f"{number:016x}.seg"
+            if segment.exists():
+                subprocess.run(["cat", str(segment)], stdout=subprocess.DEVNULL, check=True)
+
+    def _ready_bytes(self) -> int:
+        return int(self._cli("journal", "show", "bench")["ready_bytes"])
+
+    def _wait_for_ready(self, wanted_bytes: int) -> None:
+        deadline = time.monotonic() + READY_TIMEOUT_S
+        while self._ready_bytes() < wanted_bytes:
+            if time.monotonic() > deadline:
+                raise MissingError("playhead's journal reserve was not ready in time; see its log")
+            time.sleep(1)
 
     def version(self) -> str:
         """What `playhead --version` says."""

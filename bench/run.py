@@ -65,6 +65,7 @@ class Bench:
         if server.stored_bytes() > self.store_limit_bytes:
             self.up(lane.server)
         url = self._urls[lane.server][lane.protocol]
+        server.rest()
         # What earlier runs left dirty is written now, at nobody's cost.
         for each in self.servers.values():
             each.sync()
@@ -256,7 +257,7 @@ def _parser() -> argparse.ArgumentParser:
     add(
         "--store-limit-mib",
         type=int,
-        default=8192,
+        default=20480,
         help="a server that stores more begins anew (default %(default)s)",
     )
     add("--dir", type=Path, default=REPOSITORY / ".work" / "bench", help="(default .work/bench)")

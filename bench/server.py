@@ -55,6 +55,9 @@ class Server(ABC):
         Nothing to do for a server that does not write in place.
         """
 
+    def rest(self) -> None:  # noqa: B027
+        """Called before each run, off the clock: time for whatever a server does at rest."""
+
     def wipe(self) -> None:
         """Removes the LUN and everything else of this server; the process is down."""
         for path in sorted(self.directory.rglob("*"), reverse=True):
