@@ -2,8 +2,8 @@
 //!
 //! A volume is cut into chunks; a chunk keeps its extents sorted in one array of 12-byte entries, so that a 4 KiB block written at
 //! random costs 12 bytes plus the array's slack (an eighth), a lookup is one array index and one binary search in a few cache lines,
-//! and an insertion moves at most some kilobytes. A chunk wholly covered by one extent of zeros, or one copy, is one word, so that
-//! zeroing a tebibyte is a fill of some thousand words. Chunks grow with the volume: 4 MiB up to 1 TiB, 32 MiB at 32 TiB and above.
+//! and an insertion moves at most some kilobytes. A chunk wholly covered by one extent of zeros, or one copy, is two words, so that
+//! zeroing a tebibyte is a fill of an array. Chunks grow with the volume: 4 MiB up to 1 TiB, 8 MiB up to 8 TiB, 32 MiB above.
 
 use crate::Lsn;
 

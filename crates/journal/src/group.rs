@@ -13,6 +13,7 @@ use std::{
         Arc, OnceLock,
     },
     thread::JoinHandle,
+    time::Instant,
 };
 
 use parking_lot::{Condvar, Mutex, RwLock};
@@ -264,6 +265,8 @@ pub(crate) struct Inner {
     pub(crate) room: Condvar,
     pub(crate) policy: Mutex<Policy>,
     pub(crate) alert: Mutex<Option<String>>,
+    /// When the keeper last looked at the time of day, and what it took it for.
+    pub(crate) clock: Mutex<Option<(Instant, u64)>>,
     pub(crate) failure: OnceLock<String>,
     pub(crate) closed: AtomicBool,
     pub(crate) counters: Counters,

@@ -2,7 +2,7 @@
 
 use std::{
     sync::{atomic::Ordering, Arc},
-    time::Duration,
+    time::{Duration, Instant},
 };
 
 use parking_lot::{Condvar, Mutex};
@@ -61,8 +61,10 @@ impl Signal {
 
 /// How often the keeper looks without being asked: time alone moves a window.
 const LOOK: Duration = Duration::from_secs(1);
+/// How much faster than it should the wall clock may run between two rounds: a clock that is being slewed.
+const CLOCK_SLACK_NS: u64 = 1_000_000;
 /// Full segments that may wait for their index while hosts write. A restart after a crash has to read them.
-const MAX_WAITING: usize = 16;
+const MAX_WAITING: usize = 4;
 /// Segments that should be ready whatever hosts do.
 const READY_SOON: usize = 2;
 /// How long hosts must have written nothing before the reserve is filled.
@@ -93,6 +95,7 @@ impl Inner {
             let before = std::mem::replace(&mut records, self.counters.records.load(Ordering::Relaxed));
             match self.tend(room, before == records) {
                 Ok(()) => said.clear(),
+                Err(_) if self.closed.load(Ordering::Acquire) => return,
                 Err(e) => {
                     let text = e.to_string();
                     if said != text {
@@ -254,7 +257,7 @@ impl Inner {
             let state = self.state.read();
             let mut target: Lsn = 0;
             if let Some(window_ns) = policy.window_ns {
-                let oldest = self.files.now_ns().saturating_sub(window_ns);
+                let oldest = self.steady_now_ns().saturating_sub(window_ns);
                 // Whole segments whose last record is too old to keep.
                 if let Some((number, _)) =
                     state.indexes.iter().rev().find(|(_, index)| index.last_time_ns < oldest)
@@ -290,6 +293,25 @@ impl Inner {
             )
         });
         Ok(())
+    }
+
+    /// The time of day, but for leaps: a clock that is set forward must not end a window at once, for good. It then goes on from where
+    /// it was, until the group is opened again.
+    fn steady_now_ns(&self) -> u64 {
+        let wall_ns = self.files.now_ns();
+        if !self.background {
+            return wall_ns;
+        }
+        let mut clock = self.clock.lock();
+        let steady_ns = match *clock {
+            None => wall_ns,
+            Some((then, then_ns)) => {
+                let passed_ns = u64::try_from(then.elapsed().as_nanos()).unwrap_or(u64::MAX);
+                wall_ns.min(then_ns.saturating_add(passed_ns).saturating_add(CLOCK_SLACK_NS))
+            }
+        };
+        *clock = Some((Instant::now(), steady_ns));
+        steady_ns
     }
 
     /// The segments that a limit allows, ready ones included. Two always are: the active one and one made ahead.

@@ -61,6 +61,8 @@ pub struct Verdict {
 
 /// Problems reported at most; a wholly broken journal has as many as it has records.
 const MAX_PROBLEMS: usize = 1000;
+/// Times a group that is trimmed meanwhile is looked at.
+const ATTEMPTS: usize = 5;
 
 fn detail(header: &Header, payload: &[u8]) -> String {
     match header.opcode {
@@ -163,20 +165,39 @@ pub fn dump(
     Ok(())
 }
 
-/// Checks every record, and that every index and run says what the records say. Nothing is changed.
+/// Checks every record, and that every index and run says what the records say. Nothing is changed. The group may be in use: what is
+/// trimmed away while we look is looked at again.
 pub fn verify(files: &dyn Files, dir: &Path) -> Result<Verdict> {
-    let memory = Superblock::peek(files, dir)?;
+    for _ in 0..ATTEMPTS {
+        let memory = Superblock::peek(files, dir)?;
+        let verdict = verify_once(files, dir, &memory)?;
+        let after = Superblock::peek(files, dir)?;
+        let moved = after.folded != memory.folded || after.history != memory.history;
+        if verdict.problems.is_empty() || !moved {
+            return Ok(verdict);
+        }
+    }
+    Err(Error::Conflict(
+        "the group is trimmed faster than it can be verified: verify it when hosts write less".into(),
+    ))
+}
+
+fn verify_once(files: &dyn Files, dir: &Path, memory: &Memory) -> Result<Verdict> {
+    // What is sealed while we walk is beyond what was there when we began.
+    let indexes = index_dir(dir);
+    let names = files.list(&indexes).doing("listing", &indexes)?;
+    let floor = crate::open::durable_floor(files, dir, memory)?;
     let bytes = memory.segment_bytes;
     let mut verdict = Verdict {
         edge: memory.edge.lsn,
-        segments: segments(files, dir, &memory)?.len() as u64,
+        segments: segments(files, dir, memory)?.len() as u64,
         ..Verdict::default()
     };
     let mut problems: Vec<String> = Vec::new();
     let mut by_segment: BTreeMap<SegmentNumber, Vec<Entry>> = BTreeMap::new();
     let mut last: Option<Header> = None;
     let blocks: BTreeMap<u32, u64> = memory.volumes.iter().map(|v| (v.number, v.block_count)).collect();
-    let (head, why) = walk(files, dir, &memory, 0, &mut |h, _| {
+    let (head, why) = walk(files, dir, memory, 0, &mut |h, _| {
         verdict.records += 1;
         verdict.bytes += h.end() - h.lsn;
         if last.is_some_and(|l| l.time_ns >= h.time_ns) && problems.len() < MAX_PROBLEMS {
@@ -192,13 +213,12 @@ pub fn verify(files: &dyn Files, dir: &Path) -> Result<Verdict> {
         problems.len() < MAX_PROBLEMS
     })?;
     verdict.head = head;
-    let floor = crate::open::durable_floor(files, dir, &memory)?;
     if head < floor {
         problems.push(format!(
             "the log ends at LSN {head} ({why}) but was durable up to {floor}: flushed records are lost"
         ));
     }
-    verify_indexes(files, dir, &memory, &by_segment, &mut problems)?;
+    verify_indexes(files, dir, memory, (&names, &by_segment), &mut problems)?;
     verdict.problems = problems;
     Ok(verdict)
 }
@@ -207,17 +227,17 @@ fn verify_indexes(
     files: &dyn Files,
     dir: &Path,
     memory: &Memory,
-    by_segment: &BTreeMap<SegmentNumber, Vec<Entry>>,
+    (names, by_segment): (&[String], &BTreeMap<SegmentNumber, Vec<Entry>>),
     problems: &mut Vec<String>,
 ) -> Result<()> {
     let indexes = index_dir(dir);
     let (first, _) = place(memory.folded, memory.segment_bytes);
-    for name in files.list(&indexes).doing("listing", &indexes)? {
+    for name in names {
         if problems.len() >= MAX_PROBLEMS {
             break;
         }
-        let path = indexes.join(&name);
-        if let Some((timeline, key)) = RunKey::parse(&name) {
+        let path = indexes.join(name);
+        if let Some((timeline, key)) = RunKey::parse(name) {
             if key.segments().1 > first && memory.history.timelines.contains_key(&timeline) {
                 match told_by(files, dir, memory, timeline, key) {
                     Err(e) => problems.push(e.to_string()),
