@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import re
 import resource
@@ -177,9 +178,11 @@ def test_the_log_for_people_has_one_form_in_python_and_rust(tmp_path: Path) -> N
     host, port = tuple_of(appliance.ready["nbd"])
     with socket.create_connection((host, port), timeout=10) as stranger:
         stranger.sendall(b"\n2026-01-01T00:00:00.000000Z error forged\n" * 10)
-        stranger.shutdown(socket.SHUT_WR)
-        while stranger.recv(4096):
-            pass
+        # Hung up on, one way or the other.
+        with contextlib.suppress(ConnectionError):
+            stranger.shutdown(socket.SHUT_WR)
+            while stranger.recv(4096):
+                pass
     appliance.stop()
     lines = appliance.said().splitlines()
     form = re.compile(r"20\d\d-\d\d-\d\dT\d\d:\d\d:\d\d\.\d{6}Z (debug|info|warning|error) +\S.* logger=\S+")
