@@ -15,7 +15,6 @@ from bench.paths import REPOSITORY, MissingError
 from bench.processes import cpu_seconds, start, wait_until
 from bench.server import LUN_BYTES, Server
 
-
 # The journal's allotment, all of it made ahead: as a plain file's blocks are, its blocks are allocated
 # and its pages in memory before the first run.
 JOURNAL_BYTES = 8 << 30
@@ -47,7 +46,15 @@ class Appliance(Server):
         )
         wait_until(lambda: self._ready() is not None, self._process, self.log)
         self._api = (self._ready() or {})["api"]
-        self._cli("group", "create", "bench", "--limit", _gib(JOURNAL_BYTES), "--reserve", _gib(JOURNAL_BYTES))
+        self._cli(
+            "group",
+            "create",
+            "bench",
+            "--limit",
+            _gib(JOURNAL_BYTES),
+            "--reserve",
+            _gib(JOURNAL_BYTES),
+        )
         volume = self._cli("volume", "create", "bench/lun", "--size", f"{LUN_BYTES >> 30}GiB")
         self._wait_for_ready(JOURNAL_BYTES - (1 << 30))
         return {"iscsi": volume["iscsi_url"], "nbd": volume["nbd_url"]}
@@ -62,7 +69,7 @@ class Appliance(Server):
             self._wait_for_ready(READY_BYTES)
         time.sleep(1)
 
-    def dirty_again(self, region_bytes: int) -> None:
+    def dirty_again(self, region_bytes: int) -> None:  # noqa: ARG002
         """Has the segments that come next in memory, as the in-place writers find their region: on a
         machine that reclaims idle page cache, or whose host does, fresh pages would cost more than
         all else.
