@@ -56,6 +56,7 @@ class Appliance:
         self.exports.listen()
         for group in self._groups.values():
             group.export()
+        self.exports.open()
         _log.info("serving", store=str(self.store.path), groups=len(self._groups))
 
     def _settle_row(self, row: GroupRow) -> Group | None:

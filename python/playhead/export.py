@@ -36,12 +36,19 @@ class Exports:
         self._nbd: NbdServer | None = None
 
     def listen(self) -> None:
-        """Binds both front ends, at first with nothing exported."""
+        """Binds both front ends, with nothing exported; who connects waits until `open`."""
         iscsi, nbd = self._settings.iscsi, self._settings.nbd
         if iscsi:
             self._iscsi = IscsiServer(iscsi.host, iscsi.port)
         if nbd:
             self._nbd = NbdServer(nbd.host, nbd.port)
+
+    def open(self) -> None:
+        """Lets in who has connected meanwhile: a host that comes back finds everything there."""
+        if self._iscsi:
+            self._iscsi.open()
+        if self._nbd:
+            self._nbd.open()
 
     @property
     def iscsi_address(self) -> Address | None:

@@ -74,6 +74,16 @@ pub enum Error {
         /// The head.
         head: u64,
     },
+    /// A time before the protection window.
+    #[error("{time_ns} ns since 1970 is before the protection window of group {group}, which begins {}.{:03} s later: choose a later time", (edge_ns - time_ns) / 1_000_000_000, (edge_ns - time_ns) / 1_000_000 % 1000)]
+    BeforeWindow {
+        /// Group.
+        group: String,
+        /// The time asked for, ns since the Unix epoch.
+        time_ns: u64,
+        /// Time of the window's trailing edge.
+        edge_ns: u64,
+    },
     /// Another process or group holds it.
     #[error("{path} is in use by another process: stop that one first")]
     Busy {
@@ -121,7 +131,7 @@ impl Error {
             Error::OutOfRange { .. } => "out-of-range",
             Error::Invalid(_) => "invalid",
             Error::NotFound(_) => "not-found",
-            Error::OutsideWindow { .. } => "outside-window",
+            Error::OutsideWindow { .. } | Error::BeforeWindow { .. } => "outside-window",
             Error::Busy { .. } => "busy",
             Error::Conflict(_) => "conflict",
             Error::Failed { .. } => "failed",

@@ -144,6 +144,7 @@ impl Inner {
         }
         self.room.notify_all();
         self.merge_all()?;
+        self.finish_fold()?;
         self.apply_policy()?;
         self.materialise()
     }
@@ -246,6 +247,18 @@ impl Inner {
             // A merged run that power loss takes away is simply made again.
             let dir = index_dir(&self.dir);
             self.files.sync_dir(&dir).doing("syncing", &dir)?;
+        }
+        Ok(())
+    }
+
+    /// Goes on with a fold that was interrupted.
+    fn finish_fold(&self) -> Result<()> {
+        let (edge, folded) = {
+            let state = self.state.read();
+            (state.edge.lsn, state.folded)
+        };
+        if folded < edge {
+            self.trim_on_full_disk(edge)?;
         }
         Ok(())
     }

@@ -139,10 +139,13 @@ impl Group {
         inner.honour_branches(&branches)?;
         let memory = inner.control.lock().memory.clone();
         inner.restore_lines(&memory)?;
-        // A fold that a crash interrupted is finished before anything is read through it.
+        // A fold that a crash interrupted is finished. If it cannot be (a full disk, say), nothing is lost by serving without: what it
+        // wrote to the bases is also in the log, and the keeper tries again.
         if memory.folded < memory.edge.lsn {
             let _folding = inner.folding.lock();
-            inner.fold(memory.edge.lsn, &mut |_, _| true)?;
+            if let Err(e) = inner.fold(memory.edge.lsn, &mut |_, _| true) {
+                log::warn!("group {}: what left the window is not yet in the bases: {e}", memory.name);
+            }
         }
         let group = Group(inner);
         if options.background {

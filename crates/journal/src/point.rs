@@ -34,10 +34,7 @@ impl Group {
             return Ok(head);
         }
         if time_ns < edge.time_ns {
-            return Err(Error::Invalid(format!(
-                "{} ns since the epoch is before the protection window of group {}, which begins at {} ns: choose a later time",
-                time_ns, self.0.name, edge.time_ns
-            )));
+            return Err(Error::BeforeWindow { group: self.0.name.clone(), time_ns, edge_ns: edge.time_ns });
         }
         let Some(number) = candidates.or(active) else { return Ok(edge) };
         let entries = self.0.entries_of(number)?;

@@ -30,16 +30,21 @@ fn refusal(error: &ServerError) -> PyErr {
 
 #[pymethods]
 impl IscsiServer {
-    /// Listens on `host` and `port` (0 picks one).
+    /// Listens on `host` and `port` (0 picks one); answers from `open` on.
     #[new]
     fn new(py: Python<'_>, host: &str, port: u16) -> PyResult<Self> {
         let inner = py
             .detach(|| {
                 let address = address("iSCSI", host, port)?;
-                Ok(Server::bind(address, Limits::default()))
+                Ok(Server::bind_held(address, Limits::default()))
             })
             .and_then(|bound| bound.map_err(|e| refusal(&e)))?;
         Ok(Self { inner })
+    }
+
+    /// Answers those who connect, once the targets that hosts come back for are there.
+    fn open(&self) {
+        self.inner.open();
     }
 
     /// The address in use.

@@ -154,6 +154,7 @@ struct Shared {
     catalogue: Catalogue,
     registry: Registry,
     access: Mutex<Access>,
+    doors: crate::doors::Doors,
     /// Bytes held by unfinished writes.
     held_bytes: AtomicUsize,
 }
@@ -176,15 +177,30 @@ impl Server {
     ///
     /// Errors: [`ServerError::Bind`], [`ServerError::Start`].
     pub fn bind(address: SocketAddr, limits: Limits) -> Result<Server, ServerError> {
+        let server = Server::bind_held(address, limits)?;
+        server.open();
+        Ok(server)
+    }
+
+    /// As [`Server::bind`], but whoever connects waits until [`Server::open`]: time to add the targets that hosts come back for.
+    ///
+    /// Errors: [`ServerError::Bind`], [`ServerError::Start`].
+    pub fn bind_held(address: SocketAddr, limits: Limits) -> Result<Server, ServerError> {
         let shared = Arc::new(Shared {
             limits,
             catalogue: Catalogue::default(),
             registry: Registry::default(),
             access: Mutex::new(Arc::new(|_, _| true)),
+            doors: crate::doors::Doors::default(),
             held_bytes: AtomicUsize::new(0),
         });
         let listener = Listener::start(address, Arc::clone(&shared))?;
         Ok(Server { shared, address: listener.address, listeners: Mutex::new(vec![listener]) })
+    }
+
+    /// Answers those who connect, from now on.
+    pub fn open(&self) {
+        self.shared.doors.open();
     }
 
     /// Listens on a further address and returns it with its port. All portals are one portal group.
@@ -259,6 +275,7 @@ impl Server {
 
     /// Stops listening, asks every session to log out and cuts those that have not within `patience`. A second stop does nothing.
     pub fn stop(&self, patience: Duration) -> Stopped {
+        self.open();
         for listener in self.listeners.lock().drain(..) {
             listener.stop();
         }

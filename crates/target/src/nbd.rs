@@ -152,6 +152,13 @@ impl std::fmt::Debug for Server {
 impl Server {
     /// Listens on `address` (port 0 picks one) and accepts connections from now on, at first with nothing exported.
     pub fn bind(address: SocketAddr, limits: Limits) -> Result<Server, ServerError> {
+        let server = Server::bind_held(address, limits)?;
+        server.open();
+        Ok(server)
+    }
+
+    /// As [`Server::bind`], but whoever connects waits until [`Server::open`]: time to add the exports that hosts come back for.
+    pub fn bind_held(address: SocketAddr, limits: Limits) -> Result<Server, ServerError> {
         let bind = |source| ServerError::Bind { address, source };
         let listener = TcpListener::bind(address).map_err(bind)?;
         listener.set_nonblocking(true).map_err(bind)?;
@@ -160,6 +167,11 @@ impl Server {
         let thread = accept::start(listener, Arc::clone(&shared)).map_err(ServerError::Start)?;
         log::info!("NBD server listens on {actual}");
         Ok(Server { shared, address: actual, accepting: Mutex::new(Some(thread)) })
+    }
+
+    /// Answers those who connect, from now on.
+    pub fn open(&self) {
+        self.shared.doors.open();
     }
 
     /// Where it listens.
@@ -196,6 +208,7 @@ impl Server {
     /// Stops: no new connections, requests under way finish and are answered, later ones get ESHUTDOWN, clients are disconnected.
     /// What has not ended after `patience` is cut. Nothing is flushed that no client asked for. A second call finds nothing to do.
     pub fn stop(&self, patience: Duration) -> Stopped {
+        self.open();
         let deadline = Instant::now() + patience;
         self.shared.stopping.store(true, Ordering::SeqCst);
         self.shared.wake_accepting.poke();

@@ -87,6 +87,7 @@ fn serve(stream: TcpStream, peer: SocketAddr, shared: &Arc<Shared>) -> io::Resul
         std::thread::Builder::new().name("iscsi".to_owned()).stack_size(STACK_BYTES).spawn(move || {
             // Leaves even if the thread unwinds.
             let _leave = Leave(Arc::clone(&of_thread), id);
+            of_thread.doors.wait();
             connection::run(stream, handle, of_thread);
         });
     if spawned.is_err() {

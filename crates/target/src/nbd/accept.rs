@@ -17,6 +17,7 @@ use super::mailbox::{Mailbox, Wake};
 use super::session::Session;
 use super::socket::Socket;
 use super::{ConnectionStatus, Limits};
+use crate::doors::Doors;
 
 /// Stack of a connection's thread. Only what is touched is ever backed by memory, so this is room, not cost.
 const STACK_BYTES: usize = 512 << 10;
@@ -28,6 +29,7 @@ pub(super) struct Shared {
     pub(super) limits: Limits,
     pub(super) exports: Exports,
     pub(super) connections: Connections,
+    pub(super) doors: Doors,
     pub(super) stopping: AtomicBool,
     pub(super) wake_accepting: Wake,
 }
@@ -38,6 +40,7 @@ impl Shared {
             limits,
             exports: Exports::default(),
             connections: Connections::default(),
+            doors: Doors::default(),
             stopping: AtomicBool::new(false),
             wake_accepting: Wake::new()?,
         })
@@ -220,6 +223,7 @@ fn take(stream: TcpStream, peer: SocketAddr, shared: &Arc<Shared>) -> io::Result
 }
 
 fn converse(shared: &Shared, record: &Record) {
+    shared.doors.wait();
     let peer = record.peer;
     let chosen = match handshake::run(shared, record) {
         Ok(Outcome::Chosen(chosen)) => chosen,
