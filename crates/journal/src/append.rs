@@ -37,6 +37,8 @@ impl<'a> Draft<'a> {
     }
 }
 
+/// What the page cache reads and writes at once.
+const PAGE_BYTES: u64 = 4096;
 /// How long a write waits for housekeeping to make room before it is refused.
 const ROOM_WAIT: Duration = Duration::from_secs(20);
 /// Full segments that may wait for their index before writers wait for the keeper.
@@ -129,6 +131,11 @@ impl Inner {
                 slices.push(IoSlice::new(&[0; 8][..padding]));
             }
         }
+        // Zeros up to the end of the page: a page that is written whole need not be read first, when the segment is one that is written
+        // over. The next records take their place.
+        let zeros = [0; PAGE_BYTES as usize];
+        let rest = offset.next_multiple_of(PAGE_BYTES).min(self.segment_bytes) - offset;
+        slices.push(IoSlice::new(&zeros[..rest as usize]));
         let file = log.active.file(&*self.files)?;
         file.write_at(&slices, log.offset)
             .doing("writing", &log.active.path)

@@ -15,7 +15,7 @@ use std::sync::atomic::Ordering;
 use std::sync::Arc;
 
 /// A batch larger than this is submitted before it grows further.
-const BATCH_BYTES_MAX: usize = 8 << 20;
+const BATCH_BYTES_MAX: usize = 512 << 10;
 const BATCH_WRITES_MAX: usize = 256;
 
 /// Where the data of a command lies.

@@ -22,7 +22,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 /// Answers beyond this many bytes have to be sent before more is done.
-pub(super) const OUT_HIGH_BYTES: usize = 1 << 20;
+pub(super) const OUT_HIGH_BYTES: usize = 192 << 10;
 /// Quiet time after which buffers are given back.
 const RELEASE_AFTER: Duration = Duration::from_secs(1);
 /// The longest a PDU may take from its first byte to its last, as a multiple of the stall limit.
