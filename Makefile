@@ -46,7 +46,7 @@ bench: ## Measure against tgt, qemu-storage-daemon, nbdkit and a loopback ceilin
 	$(UV) run --locked --no-sync python -m bench.run
 
 conformance: setup ## libiscsi's suite against the target, compared with the expectations file
-	$(UV) run --locked --no-sync python tests/conformance/iscsi_test_cu.py
+	$(UV) run --locked --no-sync pytest -s tests/conformance
 
 openapi: ## Write docs/openapi.json anew
 	$(UV) run --locked --no-sync python -m playhead.api > docs/openapi.json

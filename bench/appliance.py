@@ -20,6 +20,7 @@ from bench.server import LUN_BYTES, Server
 JOURNAL_BYTES = 8 << 30
 # Ready before each run at least: more than any run writes.
 READY_BYTES = 3 << 30
+SLIDING_BYTES = 1 << 30
 READY_TIMEOUT_S = 300
 SEGMENT_BYTES = 64 << 20
 
@@ -58,6 +59,12 @@ class Appliance(Server):
         volume = self._cli("volume", "create", "bench/lun", "--size", f"{LUN_BYTES >> 30}GiB")
         self._wait_for_ready(JOURNAL_BYTES - (1 << 30))
         return {"iscsi": volume["iscsi_url"], "nbd": volume["nbd_url"]}
+
+    def slide(self) -> None:
+        """Shortens the journal's allotment, so that every segment written is one that is folded."""
+        short = _gib(SLIDING_BYTES)
+        self._cli("group", "policy", "bench", "--limit", short, "--reserve", short)
+        time.sleep(5)
 
     def rest(self) -> None:
         """Gives the journal room for the next run: when little of it is ready, the window's past is

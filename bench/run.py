@@ -65,7 +65,10 @@ class Bench:
         if server.stored_bytes() > self.store_limit_bytes:
             self.up(lane.server)
         url = self._urls[lane.server][lane.protocol]
-        server.rest()
+        if scenario.sliding:
+            server.slide()
+        else:
+            server.rest()
         # What earlier runs left dirty is written now, at nobody's cost.
         for each in self.servers.values():
             each.sync()

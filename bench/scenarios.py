@@ -27,6 +27,8 @@ class Scenario:
     # Servers that write in place find their pages dirty, as in a load that has run for long. Not
     # for flushes: the first would pay for the whole region.
     dirty_before: bool = False
+    # The past is given up as fast as it is made: a protection window that has reached its limit.
+    sliding: bool = False
 
 
 SCENARIOS = (
@@ -73,6 +75,14 @@ SCENARIOS = (
         "4 KiB random read, queue depth 1",
         ("--rw=randread", "--bs=4k", "--iodepth=1"),
         latency=True,
+    ),
+    # The last, since the window stays short.
+    Scenario(
+        "sliding",
+        "4 KiB random write, queue depth 32, the window at its limit of 1 GiB and folded meanwhile",
+        ("--rw=randwrite", "--bs=4k", "--iodepth=32"),
+        dirty_before=True,
+        sliding=True,
     ),
 )
 
@@ -125,6 +135,7 @@ GOALS = (
         figure="server_cpu_us",
         at_least=False,
     ),
+    Goal("random write 4k, window sliding, over tgtd", "sliding", "playhead", ("tgtd",), None),
     Goal("random read 4k over tgtd", "randread", "playhead", ("tgtd",), 2.0),
     Goal("flush every 16 writes over the best peer", "flush", "playhead", PEER_LANES, 2.0),
     Goal("1 MiB sequential write over the ceiling", "seqwrite", "playhead", ("ceiling",), 0.9),

@@ -55,6 +55,9 @@ class Server(ABC):
         Nothing to do for a server that does not write in place.
         """
 
+    def slide(self) -> None:  # noqa: B027
+        """Has the server give up its past as fast as it makes it; for one that keeps none, nothing."""
+
     def rest(self) -> None:  # noqa: B027
         """Called before each run, off the clock: time for whatever a server does at rest."""
 

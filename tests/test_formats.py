@@ -169,6 +169,7 @@ def directory(tmp_path: Path) -> Path:
     group = _native.Group.create(str(directory), "g", SEGMENT_BYTES)
     group.add_sparse_volume("v", VOLUME_BYTES)
     server = _native.NbdServer("127.0.0.1", 0)
+    server.open()
 
     def use(export: str, lun: _native.Lun, *commands: str) -> None:
         server.add_export(export, lun)

@@ -146,6 +146,7 @@ impl Inner {
         self.merge_all()?;
         self.finish_fold()?;
         self.apply_policy()?;
+        self.release_excess();
         self.materialise()
     }
 
@@ -374,6 +375,28 @@ impl Inner {
                 Err(Error::NoSpace { .. }) if self.give_up_ready_segment() => {}
                 other => return other,
             }
+        }
+    }
+
+    /// Gives back segments made ahead that a changed policy, or a grown window, leaves no room for.
+    fn release_excess(&self) {
+        let wanted = self.ready_wanted();
+        let mut excess = Vec::new();
+        {
+            let mut log = self.log.lock();
+            // While one is being made behind them, the row must not change.
+            while !log.preparing && log.next.len() > wanted {
+                excess.extend(log.next.pop_back());
+            }
+            let mut spare = self.spare.lock();
+            let room = wanted.saturating_sub(log.next.len());
+            while spare.len() > room {
+                excess.extend(spare.pop());
+            }
+        }
+        for segment in excess {
+            // Left-overs are found when the group is opened.
+            let _ = self.files.remove(&segment.path);
         }
     }
 
