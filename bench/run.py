@@ -74,6 +74,8 @@ class Bench:
             each.sync()
         if scenario.dirty_before:
             server.dirty_again(self.loader.region_bytes)
+        if scenario.warm:
+            self.loader.measure(scenario, lane.name, url, server.pid, round_)
         if not scenario.latency:
             return self.loader.measure(scenario, lane.name, url, server.pid, round_)
         with cores_awake() as spinners:
