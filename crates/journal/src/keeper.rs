@@ -64,7 +64,7 @@ const LOOK: Duration = Duration::from_secs(1);
 /// How much faster than it should the wall clock may run between two rounds: a clock that is being slewed.
 const CLOCK_SLACK_NS: u64 = 1_000_000;
 /// Full segments that may wait for their index while hosts write. A restart after a crash has to read them.
-const MAX_WAITING: usize = 16;
+const MAX_WAITING: usize = 32;
 /// Segments that should be ready whatever hosts do.
 const READY_SOON: usize = 2;
 /// How long hosts must have written nothing before the reserve is filled.
