@@ -381,40 +381,33 @@ impl Inner {
     /// Gives back segments made ahead that a changed policy, or a grown window, leaves no room for.
     fn release_excess(&self) {
         let wanted = self.ready_wanted();
-        let mut excess = Vec::new();
-        {
-            let mut log = self.log.lock();
-            // While one is being made behind them, the row must not change.
-            while !log.preparing && log.next.len() > wanted {
-                excess.extend(log.next.pop_back());
-            }
-            let mut spare = self.spare.lock();
-            let room = wanted.saturating_sub(log.next.len());
-            while spare.len() > room {
-                excess.extend(spare.pop());
+        let mut log = self.log.lock();
+        // While one is being made behind them, the row must not change. The files go with the log held: their numbers are the next to be
+        // given again, and the name of a new segment must not be taken from it.
+        while !log.preparing && log.next.len() > wanted {
+            if let Some(segment) = log.next.pop_back() {
+                let _ = self.files.remove(&segment.path);
             }
         }
-        for segment in excess {
-            // Left-overs are found when the group is opened.
-            let _ = self.files.remove(&segment.path);
+        let room = wanted.saturating_sub(log.next.len());
+        let mut spare = self.spare.lock();
+        while spare.len() > room {
+            if let Some(segment) = spare.pop() {
+                let _ = self.files.remove(&segment.path);
+            }
         }
     }
 
     fn give_up_ready_segment(&self) -> bool {
+        // With the log held until the file is gone, as in `release_excess`.
+        let mut log = self.log.lock();
         let spare = self.spare.lock().pop();
-        let ready = || {
-            let mut log = self.log.lock();
-            // While one is being made behind them, the row must not change.
-            if log.preparing {
-                None
-            } else {
-                log.next.pop_back()
-            }
+        let segment = match spare {
+            Some(segment) => Some(segment),
+            None if log.preparing => None,
+            None => log.next.pop_back(),
         };
-        match spare.or_else(ready) {
-            Some(segment) => self.files.remove(&segment.path).is_ok(),
-            None => false,
-        }
+        segment.is_some_and(|segment| self.files.remove(&segment.path).is_ok())
     }
 
     /// Gives the tips, and images that are read much, one map each.
