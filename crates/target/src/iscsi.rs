@@ -3,7 +3,8 @@
 //! The way of a write through this module: `accept` takes the connection and gives it a thread; `login` finds out who comes for
 //! which target; `session` is the loop that receives, parses, executes and sends; `commands` hands consecutive writes to the
 //! [`Lun`](crate::lun::Lun) as one batch straight from `buffers`; `transfers` gathers data that comes in several PDUs; `answers`
-//! words the replies; `outbox` brings back flushes that finished elsewhere; `manage` is everything that is not a SCSI command.
+//! words the replies; `jobs` does what would hold a session up; `outbox` brings back
+//! flushes and jobs that finished elsewhere; `manage` is everything that is not a SCSI command.
 //! `docs/iscsi.md` lists what is offered and where it stops.
 
 mod accept;
@@ -12,6 +13,7 @@ mod buffers;
 mod catalogue;
 mod commands;
 mod connection;
+mod jobs;
 mod login;
 mod manage;
 mod outbox;
@@ -21,6 +23,7 @@ mod session;
 mod transfers;
 
 use crate::lun::LunRef;
+use crate::scsi::{OffloadCount, Policy};
 use accept::Listener;
 use catalogue::Catalogue;
 use parking_lot::Mutex;
@@ -154,6 +157,8 @@ struct Shared {
     catalogue: Catalogue,
     registry: Registry,
     access: Mutex<Access>,
+    policy: Mutex<Arc<Policy>>,
+    workers: Arc<jobs::Workers>,
     doors: crate::doors::Doors,
     /// Bytes held by unfinished writes.
     held_bytes: AtomicUsize,
@@ -191,6 +196,8 @@ impl Server {
             catalogue: Catalogue::default(),
             registry: Registry::default(),
             access: Mutex::new(Arc::new(|_, _| true)),
+            policy: Mutex::default(),
+            workers: Arc::default(),
             doors: crate::doors::Doors::default(),
             held_bytes: AtomicUsize::new(0),
         });
@@ -221,6 +228,27 @@ impl Server {
     /// Decides from now on which logins and discoveries see which target. Sessions that exist stay.
     pub fn set_access(&self, access: Access) {
         *self.shared.access.lock() = access;
+    }
+
+    /// Puts another offload policy in force, for the sessions there are and those to come. Initiators that get other offloads than
+    /// before are told to look again (INQUIRY DATA HAS CHANGED).
+    pub fn set_policy(&self, policy: Policy) {
+        let policy = Arc::new(policy);
+        // Held to the end, so that a session that begins meanwhile attaches under the new policy or is seen by the walk.
+        let mut current = self.shared.policy.lock();
+        *current = Arc::clone(&policy);
+        for (_, unit) in self.shared.catalogue.all_units() {
+            unit.set_policy(&policy);
+        }
+    }
+
+    /// What became of the offloads that initiators asked for, by target: those of the LUNs presented now.
+    pub fn offload_counts(&self) -> Vec<(Arc<str>, OffloadCount)> {
+        let units = self.shared.catalogue.all_units();
+        let lines = units.iter().flat_map(|(target, unit)| {
+            unit.offload_counts().into_iter().map(|line| (Arc::clone(target), line))
+        });
+        lines.collect()
     }
 
     /// Adds a target without LUNs.

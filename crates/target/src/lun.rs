@@ -3,6 +3,7 @@
 //!
 //! Units: an LBA and a count are in logical blocks of [`BLOCK_BYTES`] bytes.
 
+use std::any::Any;
 use std::sync::Arc;
 
 pub use playhead_journal::{Change, Extent, Lsn, BLOCK_BYTES};
@@ -49,6 +50,14 @@ pub enum LunError {
         /// LUN name.
         name: String,
     },
+    /// This LUN has no such operation. SCSI: 05/20/00; NBD: ENOTSUP.
+    #[error("{name} does not offer {what}")]
+    Unsupported {
+        /// LUN name.
+        name: String,
+        /// The operation.
+        what: &'static str,
+    },
     /// The storage under us failed. SCSI reads: 03/11/00, writes: 03/0C/00; NBD: EIO.
     #[error("I/O error on {name}: {detail}")]
     Io {
@@ -70,6 +79,65 @@ pub enum Compared {
         offset_bytes: usize,
     },
 }
+
+/// One stretch of a copy, in blocks.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct CopyPiece {
+    /// First block to read, in the source.
+    pub source_lba: u64,
+    /// First block to change, in the destination.
+    pub lba: u64,
+    /// Blocks.
+    pub count: u64,
+}
+
+/// How a copy was captured.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct Copied {
+    /// Blocks captured as references to their source.
+    pub referenced_blocks: u64,
+    /// Blocks read and captured as data.
+    pub moved_blocks: u64,
+}
+
+/// A LUN's blocks as of one moment: what a token of an offloaded copy stands for. It may be given up for want of space;
+/// reads answer [`LunError::Gone`] from then on.
+pub trait Frozen: Send + Sync {
+    /// The LUN that was frozen.
+    fn identity(&self) -> &LunIdentity;
+
+    /// Size at that moment, in blocks.
+    fn block_count(&self) -> u64;
+
+    /// As [`Lun::read`], as of that moment.
+    fn read(&self, lba: u64, buf: &mut [u8]) -> Result<(), LunError>;
+
+    /// For a LUN to find its own kind.
+    fn as_any(&self) -> &dyn Any;
+}
+
+/// Where a copy reads.
+#[derive(Clone, Copy)]
+pub enum CopySource<'a> {
+    /// A LUN as it is when the copy is captured.
+    Now(&'a dyn Lun),
+    /// A LUN as it was.
+    Frozen(&'a dyn Frozen),
+}
+
+impl CopySource<'_> {
+    fn read(&self, lba: u64, buf: &mut [u8]) -> Result<(), LunError> {
+        match self {
+            CopySource::Now(lun) => lun.read(lba, buf),
+            CopySource::Frozen(frozen) => frozen.read(lba, buf),
+        }
+    }
+}
+
+/// Blocks that a copy as data moves at once.
+const COPY_STEP_BLOCKS: u64 = (1 << 20) / BLOCK_BYTES as u64;
+/// Times an OR is tried against others' changes before it fails.
+const OR_TRIES: usize = 10_000;
 
 /// Called once, from any thread, when a flush is over. Must not block.
 pub type FlushDone = Box<dyn FnOnce(Result<(), LunError>) + Send>;
@@ -96,6 +164,43 @@ pub trait Lun: Send + Sync {
     /// against every other change of the LUN (SBC-4 5.3).
     fn compare_and_write(&self, lba: u64, compare: &[u8], write: &[u8]) -> Result<Compared, LunError>;
 
+    /// Replaces the blocks from `lba` on by their bitwise OR with `data`, atomically against every other change of the LUN
+    /// (ORWRITE, SBC-4 5.12). `data.len()` is a multiple of [`BLOCK_BYTES`].
+    fn or_write(&self, lba: u64, data: &[u8]) -> Result<(), LunError> {
+        let mut present = vec![0; data.len()];
+        for _ in 0..OR_TRIES {
+            self.read(lba, &mut present)?;
+            let ored: Vec<u8> = present.iter().zip(data).map(|(a, b)| a | b).collect();
+            if self.compare_and_write(lba, &present, &ored)? == Compared::Written {
+                return Ok(());
+            }
+        }
+        let detail = "others changed the blocks all the time".to_owned();
+        Err(LunError::Io { name: self.identity().name.clone(), detail })
+    }
+
+    /// Captures `pieces` of `source` here, in this order. A LUN that knows the source captures references, all or none; else the
+    /// data is read and captured in steps of 1 MiB, and an error leaves the steps before it. A source that overlaps its own
+    /// destination is read as it was before the piece.
+    fn copy_from(&self, source: &CopySource<'_>, pieces: &[CopyPiece]) -> Result<Copied, LunError> {
+        copy_data(self, source, pieces)
+    }
+
+    /// Keeps the blocks as of now readable while the answer is held, without hindering hosts.
+    ///
+    /// Errors: [`LunError::Unsupported`] by default.
+    fn freeze(&self) -> Result<FrozenRef, LunError> {
+        Err(LunError::Unsupported { name: self.identity().name.clone(), what: "copies of one moment" })
+    }
+
+    /// Whether [`Lun::freeze`] works.
+    fn freezes(&self) -> bool {
+        false
+    }
+
+    /// For a LUN to find its own kind among sources of a copy.
+    fn as_any(&self) -> &dyn Any;
+
     /// Makes everything captured before this call survive power loss, then calls `done`. Returns at once; concurrent
     /// flushes share one sync of the medium.
     fn flush(&self, done: FlushDone);
@@ -107,3 +212,32 @@ pub trait Lun: Send + Sync {
 
 /// A shared LUN.
 pub type LunRef = Arc<dyn Lun>;
+
+/// A shared [`Frozen`].
+pub type FrozenRef = Arc<dyn Frozen>;
+
+/// The copy of a LUN that knows nothing of its source: reads and writes.
+pub fn copy_data<L: Lun + ?Sized>(
+    to: &L,
+    source: &CopySource<'_>,
+    pieces: &[CopyPiece],
+) -> Result<Copied, LunError> {
+    let mut copied = Copied::default();
+    let mut buffer = Vec::new();
+    for piece in pieces {
+        let onto_itself =
+            matches!(source, CopySource::Now(from) if from.identity().uuid == to.identity().uuid);
+        let backward = onto_itself && piece.source_lba < piece.lba;
+        let mut done = 0;
+        while done < piece.count {
+            let n = COPY_STEP_BLOCKS.min(piece.count - done);
+            let at = if backward { piece.count - done - n } else { done };
+            buffer.resize(n as usize * BLOCK_BYTES, 0);
+            source.read(piece.source_lba + at, &mut buffer)?;
+            to.submit(&[Change::Write { lba: piece.lba + at, data: &buffer }])?;
+            done += n;
+        }
+        copied.moved_blocks += piece.count;
+    }
+    Ok(copied)
+}

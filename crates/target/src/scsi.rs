@@ -6,11 +6,17 @@
 
 mod blocks;
 mod execute;
+mod job;
 mod nexus;
+mod policy;
+mod reach;
 mod report;
 mod reservation;
 mod unit;
 
+pub use job::{Cancel, Job, JobEnd};
 pub use nexus::{Attention, InitiatorPort, Nexus};
+pub use policy::{Offload, OffloadCount, Offloads, Policy, Rule};
+pub use reach::{Nowhere, Reach, Reached};
 pub use report::{execute_without_unit, report_luns};
 pub use unit::{sense_of_read, sense_of_write, Done, LogicalUnit, Refusal, LIMITS};

@@ -63,6 +63,10 @@ impl Lun for ArraySplitter {
         self.volume.flush_then(Box::new(move |outcome| done(outcome.map_err(|e| refusal(&name, e)))));
     }
 
+    fn as_any(&self) -> &dyn std::any::Any {
+        self
+    }
+
     fn extents(&self, lba: u64, count: u64, limit: usize) -> Result<Vec<Extent>, LunError> {
         self.volume.extents(lba, count, limit).map_err(|e| refusal(&self.identity.name, e))
     }

@@ -111,6 +111,16 @@ impl Catalogue {
         self.targets.write().remove(iqn).ok_or_else(no_such)
     }
 
+    /// Every unit, with its target's name.
+    pub(super) fn all_units(&self) -> Vec<(Arc<str>, Arc<LogicalUnit>)> {
+        let targets = self.targets.read();
+        let mut all = Vec::new();
+        for target in targets.values() {
+            all.extend(target.units().1.into_iter().map(|(_, unit)| (Arc::clone(&target.name), unit)));
+        }
+        all
+    }
+
     pub(super) fn names(&self) -> Vec<String> {
         self.targets.read().keys().cloned().collect()
     }

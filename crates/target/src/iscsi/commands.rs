@@ -2,6 +2,7 @@
 
 use super::answers::Ending;
 use super::connection::Ended;
+use super::jobs::SessionReach;
 use super::session::{Order, Session, View};
 use crate::lun::{Change, LunError, BLOCK_BYTES};
 use crate::scsi::{self, Attention, Done, Refusal};
@@ -203,7 +204,7 @@ impl Session {
         let ending = asked.ending(status::GOOD, needed);
         // If less was announced than the CDB says, whole blocks of it are written.
         let bytes = bytes - bytes % BLOCK_BYTES;
-        let fua = view.unit.after_change(blocks.fua) == Done::AfterFlush;
+        let fua = view.unit.flushes(blocks.fua);
         if bytes == 0 {
             self.answers.ending(&ending);
             return;
@@ -328,15 +329,17 @@ impl Session {
             Source::Received(position) => self.link.received.at(*position, bytes),
             Source::Owned(owned) => &owned[..bytes],
         };
-        let result = view.unit.execute(&view.nexus, command, data_out, &mut data_in);
+        let reach = SessionReach { shared: &self.shared, port: &self.port, views: &self.views };
+        let result = view.unit.execute(&view.nexus, command, data_out, &mut data_in, &reach);
         let moved = command.data_out_bytes(BLOCK_BYTES as u64);
         match result {
             Ok(Done::AfterFlush) => {
                 let ending = asked.ending(status::GOOD, moved);
                 self.start_flush(view, vec![ending]);
             }
+            Ok(Done::Job(job)) => self.start_job(view, command, asked, job),
             Ok(done) => {
-                if done == Done::GoodAndFlush {
+                if matches!(done, Done::GoodAndFlush) {
                     self.start_flush(view, Vec::new());
                 }
                 if data_in.is_empty() {
@@ -350,7 +353,7 @@ impl Session {
         self.data_in = data_in;
     }
 
-    fn give(&mut self, asked: &Asked, data: &[u8]) {
+    pub(super) fn give(&mut self, asked: &Asked, data: &[u8]) {
         let expected = if asked.read { asked.expected_bytes } else { 0 };
         self.answers.data(asked.itt, asked.immediate, expected, data);
     }
@@ -366,10 +369,20 @@ impl Session {
     }
 
     fn refuse_with(&mut self, view: &View, asked: &Asked, refusal: Refusal, moved_bytes: u64) {
+        self.refuse_of(&view.unit, asked, refusal, moved_bytes);
+    }
+
+    pub(super) fn refuse_of(
+        &mut self,
+        unit: &scsi::LogicalUnit,
+        asked: &Asked,
+        refusal: Refusal,
+        moved_bytes: u64,
+    ) {
         match refusal {
             Refusal::Check(sense) => {
                 let ending = asked.ending(status::CHECK_CONDITION, moved_bytes);
-                let descriptor_format = view.unit.settings().descriptor_sense;
+                let descriptor_format = unit.settings().descriptor_sense;
                 self.answers.check(&ending, &sense, descriptor_format);
             }
             Refusal::Conflict => {
@@ -428,6 +441,8 @@ impl Session {
 
     /// Whether a task of this tag is under way.
     fn has_task(&self, itt: u32) -> bool {
-        self.transfers.has(itt) || self.flushing.values().any(|f| f.endings.iter().any(|e| e.itt == itt))
+        self.transfers.has(itt)
+            || self.working.values().any(|working| working.itt() == itt)
+            || self.flushing.values().any(|f| f.endings.iter().any(|e| e.itt == itt))
     }
 }

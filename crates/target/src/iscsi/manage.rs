@@ -59,6 +59,7 @@ impl Session {
                         self.abort_transfers(Some(request.lun));
                         let view = self.views[at].clone();
                         self.abort_flushing(|flushing| Arc::ptr_eq(&flushing.view.unit, &view.unit));
+                        self.abort_jobs(|working| Arc::ptr_eq(working.unit(), &view.unit));
                         match request.function {
                             function::CLEAR_TASK_SET => view.unit.clear_task_set(&view.nexus),
                             function::LOGICAL_UNIT_RESET => view.unit.reset(),
@@ -71,6 +72,7 @@ impl Session {
             function::TARGET_WARM_RESET | function::TARGET_COLD_RESET => {
                 self.abort_transfers(None);
                 self.abort_flushing(|_| true);
+                self.abort_jobs(|_| true);
                 for view in &self.views {
                     view.unit.reset();
                 }
@@ -94,7 +96,7 @@ impl Session {
 
     fn abort_task(&mut self, request: &TaskManagement) -> u8 {
         let itt = request.referenced_itt;
-        if self.abort_transfer(itt) {
+        if self.abort_transfer(itt) || self.abort_jobs(|working| working.itt() == itt) {
             return outcome::COMPLETE;
         }
         let mut found = None;

@@ -1,6 +1,7 @@
 //! What other threads tell a connection's thread, and how they wake it.
 
 use crate::lun::LunError;
+use crate::scsi::JobEnd;
 use parking_lot::Mutex;
 use rustix::event::{eventfd, EventfdFlags};
 use std::io;
@@ -13,6 +14,8 @@ use std::time::Instant;
 pub(super) enum Event {
     /// The flush of this number is over.
     Flushed(u64, Result<(), LunError>),
+    /// The job of this number is over.
+    Worked(u64, JobEnd),
     /// The target's units changed.
     UnitsChanged,
     /// End now: the session is reinstated elsewhere, its target is gone or it was reset away.

@@ -53,6 +53,9 @@ pub(super) struct Session {
     /// Commands that end when a flush does, by the flush's number.
     pub(super) flushing: HashMap<u64, super::commands::Flushing>,
     pub(super) next_flush: u64,
+    /// Commands that end when a job does, by the job's number.
+    pub(super) working: HashMap<u64, super::jobs::Working>,
+    pub(super) next_job: u64,
     pub(super) stream: Option<Stream>,
     pub(super) texts: Texts,
     pub(super) data_in: Vec<u8>,
@@ -103,6 +106,8 @@ impl Session {
             transfers: Transfers::default(),
             flushing: HashMap::new(),
             next_flush: 0,
+            working: HashMap::new(),
+            next_job: 0,
             stream: None,
             texts: Texts::default(),
             data_in: Vec::new(),
@@ -126,6 +131,7 @@ impl Session {
         };
         // What is worded may still matter: a reject says why the connection ends.
         let _ = self.link.send(&mut self.answers);
+        self.abandon_jobs();
         for view in self.views.drain(..) {
             view.unit.detach(&view.nexus);
         }
@@ -266,6 +272,7 @@ impl Session {
         for event in events.drain(..) {
             match event {
                 Event::Flushed(number, result) => self.flushed(number, result),
+                Event::Worked(number, end) => self.worked(number, end),
                 Event::UnitsChanged => {}
                 Event::Close => return Err(Ended::Done),
                 Event::Stop(at) => {
@@ -293,13 +300,15 @@ impl Session {
             return;
         }
         let (generation, units) = target.units();
+        // Held over the attaching, so that no change of policy slips in between.
+        let policy = self.shared.policy.lock();
         self.views_generation = generation;
         let mut old = std::mem::take(&mut self.views);
         for (number, unit) in units {
             let known = old.iter().position(|view| view.number == number && Arc::ptr_eq(&view.unit, &unit));
             let view = match known {
                 Some(i) => old.swap_remove(i),
-                None => View { number, nexus: unit.attach(self.port.clone()), unit },
+                None => View { number, nexus: unit.attach(self.port.clone(), &policy), unit },
             };
             self.views.push(view);
         }

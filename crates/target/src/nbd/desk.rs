@@ -66,6 +66,7 @@ impl Refusal {
             LunError::ReadOnly { .. } => ErrorCode::Permission,
             LunError::NoSpace { .. } => ErrorCode::NoSpace,
             LunError::Gone { .. } => ErrorCode::Shutdown,
+            LunError::Unsupported { .. } => ErrorCode::NotSupported,
             LunError::Io { .. } => ErrorCode::Io,
         };
         Refusal { code, words: Cow::Owned(error.to_string()) }

@@ -102,8 +102,8 @@ impl LogicalUnit {
         Ok(())
     }
 
-    /// UNMAP (SBC-3 5.30): all extents in one batch, or none.
-    pub(super) fn unmap(&self, list: &[u8]) -> Result<(), Sense> {
+    /// UNMAP (SBC-3 5.30): all extents in one batch, or none. Returns the bytes unmapped.
+    pub(super) fn unmap(&self, list: &[u8]) -> Result<u64, Sense> {
         let extents = unmap::parse(list, LIMITS.unmap_descriptors as usize)?;
         let block_count = self.lun.block_count();
         let mut total = 0;
@@ -124,7 +124,7 @@ impl LogicalUnit {
         if !changes.is_empty() {
             self.lun.submit(&changes).map_err(|error| sense_of_write(&error))?;
         }
-        Ok(())
+        Ok(total * BLOCK_BYTES as u64)
     }
 
     /// COMPARE AND WRITE (SBC-3 5.2).

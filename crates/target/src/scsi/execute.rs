@@ -1,6 +1,8 @@
 //! Running the commands that are not plain reads and writes.
 
 use super::nexus::Nexus;
+use super::policy::Offload;
+use super::reach::Reach;
 use super::report;
 use super::unit::{Done, LogicalUnit, Refusal};
 use crate::lun::BLOCK_BYTES;
@@ -13,16 +15,16 @@ use std::sync::atomic::Ordering;
 const PHYSICAL_EXPONENT: u8 = 3;
 
 impl LogicalUnit {
-    fn device(&self) -> Device {
+    fn device(&self, nexus: &Nexus) -> Device {
         Device {
             block_count: self.lun.block_count(),
             block_bytes: BLOCK_BYTES as u32,
-            write_protected: self.lun.read_only() || self.settings().write_protect,
+            write_protected: self.lun.read_only() || nexus.read_only() || self.settings().write_protect,
         }
     }
 
     /// Runs an admitted command. `data_out` is what the initiator sent; data for it is appended to the empty `data_in`,
-    /// already cut to the allocation length.
+    /// already cut to the allocation length. `reach` finds the other units that a copy may name.
     ///
     /// READ and WRITE are not for here: the session moves their data itself. They, and REPORT LUNS, which is about the target,
     /// end in INTERNAL TARGET FAILURE.
@@ -32,28 +34,26 @@ impl LogicalUnit {
         command: &Command,
         data_out: &[u8],
         data_in: &mut Vec<u8>,
+        reach: &dyn Reach,
     ) -> Result<Done, Refusal> {
-        let mut allocation = u32::MAX;
+        let _ = reach;
         let mut done = Done::Good;
         match *command {
             Command::TestUnitReady | Command::PreventAllow { .. } => {}
             // PRE-FETCH may end in GOOD without having cached everything (SBC-3 5.10).
             Command::PreFetch { .. } => {}
-            Command::RequestSense { descriptor, allocation_bytes } => {
-                allocation = allocation_bytes;
+            Command::RequestSense { descriptor, .. } => {
                 let sense = nexus.take_attention().unwrap_or(Sense::NONE);
                 sense.emit(descriptor, data_in);
             }
-            Command::Inquiry { page, allocation_bytes } => {
-                allocation = allocation_bytes;
-                report::inquiry(self, page, data_in)?;
+            Command::Inquiry { page, .. } => {
+                report::inquiry(self, nexus, page, data_in)?;
             }
             Command::ModeSense(request) => {
-                allocation = request.allocation_bytes;
-                mode::emit_sense(&request, &self.settings(), &self.device(), data_in)?;
+                mode::emit_sense(&request, &self.settings(), &self.device(nexus), data_in)?;
             }
             Command::ModeSelect { long, .. } => {
-                let chosen = mode::parse_select(data_out, long, &self.settings(), &self.device())?;
+                let chosen = mode::parse_select(data_out, long, &self.settings(), &self.device(nexus))?;
                 // Turning the cache off promises that what it held is safe.
                 if self.settings().write_cache && !chosen.write_cache {
                     done = Done::AfterFlush;
@@ -73,13 +73,11 @@ impl LogicalUnit {
                 let count = self.lun.block_count();
                 capacity::emit_read_capacity_10(count, BLOCK_BYTES as u32, data_in);
             }
-            Command::ReadCapacity16 { allocation_bytes } => {
-                allocation = allocation_bytes;
+            Command::ReadCapacity16 { .. } => {
                 let count = self.lun.block_count();
                 capacity::emit_read_capacity_16(count, BLOCK_BYTES as u32, PHYSICAL_EXPONENT, data_in);
             }
             Command::GetLbaStatus { lba, allocation_bytes } => {
-                allocation = allocation_bytes;
                 self.lba_status(lba, allocation_bytes, data_in)?;
             }
             Command::SynchronizeCache { immediate, .. } => {
@@ -92,34 +90,32 @@ impl LogicalUnit {
             Command::Verify { blocks, check } => self.verify(blocks, check, data_out)?,
             Command::WriteSame(request) => {
                 self.write_same(&request, data_out)?;
+                let bytes = u64::from(request.count) * BLOCK_BYTES as u64;
+                nexus.served(Offload::WriteSame, bytes.saturating_sub(data_out.len() as u64));
                 done = self.after_change(false);
             }
             Command::Unmap { .. } => {
-                self.unmap(data_out)?;
+                let bytes = self.unmap(data_out)?;
+                nexus.served(Offload::Unmap, bytes.saturating_sub(data_out.len() as u64));
                 done = self.after_change(false);
             }
             Command::CompareAndWrite(blocks) => {
-                self.compare_and_write(blocks, data_out)?;
+                let outcome = self.compare_and_write(blocks, data_out);
+                if !matches!(outcome, Err(sense) if sense.code != Sense::MISCOMPARE.code) {
+                    nexus.served(Offload::Ats, 0);
+                }
+                outcome?;
                 done = self.after_change(blocks.fua);
             }
-            Command::ReportSupportedOpcodes {
-                timeouts,
-                options,
-                opcode,
-                service_action,
-                allocation_bytes,
-            } => {
-                allocation = allocation_bytes;
-                report::opcodes(timeouts, options, opcode, service_action, data_in)?;
+            Command::ReportSupportedOpcodes { timeouts, options, opcode, service_action, .. } => {
+                report::opcodes(nexus, timeouts, options, opcode, service_action, data_in)?;
             }
-            Command::ReportSupportedTmfs { extended, allocation_bytes } => {
-                allocation = allocation_bytes;
+            Command::ReportSupportedTmfs { extended, .. } => {
                 report::task_management(extended, data_in);
             }
             Command::Reserve6 => self.reserve_6(nexus)?,
             Command::Release6 => self.with_reservations(|r| r.release_6(nexus.id)),
-            Command::PersistentReserveIn { service_action, allocation_bytes } => {
-                allocation = allocation_bytes;
+            Command::PersistentReserveIn { service_action, .. } => {
                 self.reserve_in(service_action, data_in)?;
             }
             Command::PersistentReserveOut { service_action, scope, kind, .. } => {
@@ -129,13 +125,18 @@ impl LogicalUnit {
                 return Err(Sense::INTERNAL_FAILURE.into());
             }
         }
-        data_in.truncate(usize::try_from(allocation).unwrap_or(usize::MAX));
+        data_in.truncate(command.allocation_bytes().map_or(usize::MAX, |bytes| bytes as usize));
         Ok(done)
     }
 
+    /// Whether a change ends only after a flush: with FUA, or with the write cache off.
+    pub fn flushes(&self, fua: bool) -> bool {
+        fua || !self.settings().write_cache
+    }
+
     /// How a change ends: with FUA, or with the write cache off, only after a flush.
-    pub fn after_change(&self, fua: bool) -> Done {
-        if fua || !self.settings().write_cache {
+    pub(super) fn after_change(&self, fua: bool) -> Done {
+        if self.flushes(fua) {
             Done::AfterFlush
         } else {
             Done::Good

@@ -1,7 +1,8 @@
 //! I_T_L nexuses: what one initiator port and one logical unit remember of each other (SAM-5 4.5).
 
+use super::policy::{Counters, Offload, Offloads};
 use playhead_wire::scsi::Sense;
-use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, AtomicU8, Ordering};
 use std::sync::Arc;
 
 /// Who an initiator port is: its name and the ISID of its session (RFC 7143 4.4.3). Survives the session.
@@ -35,9 +36,11 @@ pub enum Attention {
     CapacityChanged = 1 << 7,
     /// Mode parameters changed.
     ModeParametersChanged = 1 << 8,
+    /// What INQUIRY, its pages or REPORT SUPPORTED OPERATION CODES say changed.
+    InquiryChanged = 1 << 9,
 }
 
-const IN_ORDER: [(Attention, Sense); 9] = [
+const IN_ORDER: [(Attention, Sense); 10] = [
     (Attention::PowerOn, Sense::POWER_ON),
     (Attention::Reset, Sense::BUS_DEVICE_RESET),
     (Attention::CommandsCleared, Sense::COMMANDS_CLEARED),
@@ -47,6 +50,7 @@ const IN_ORDER: [(Attention, Sense); 9] = [
     (Attention::ReportedLunsChanged, Sense::REPORTED_LUNS_CHANGED),
     (Attention::CapacityChanged, Sense::CAPACITY_CHANGED),
     (Attention::ModeParametersChanged, Sense::MODE_PARAMETERS_CHANGED),
+    (Attention::InquiryChanged, Sense::INQUIRY_CHANGED),
 ];
 
 /// One initiator's view of one logical unit.
@@ -59,18 +63,65 @@ pub struct Nexus {
     attentions: AtomicU32,
     /// Counts the times this nexus' tasks were ended by someone else.
     pub(super) epoch: AtomicU32,
+    /// [`Offloads`] in force.
+    offloads: AtomicU8,
+    /// This initiator may not change the unit, whatever others may.
+    read_only: AtomicBool,
+    counters: Arc<Counters>,
 }
 
 impl Nexus {
     /// A new nexus; its first command will hear of the power on.
-    pub(super) fn new(port: InitiatorPort) -> Nexus {
+    pub(super) fn new(port: InitiatorPort, offloads: Offloads, counters: Arc<Counters>) -> Nexus {
         static NEXT: AtomicU64 = AtomicU64::new(1);
         Nexus {
             id: NEXT.fetch_add(1, Ordering::Relaxed),
             port,
             attentions: AtomicU32::new(Attention::PowerOn as u32),
             epoch: AtomicU32::new(0),
+            offloads: AtomicU8::new(offloads.bits()),
+            read_only: AtomicBool::new(false),
+            counters,
         }
+    }
+
+    /// The initiator's end.
+    pub fn port(&self) -> &InitiatorPort {
+        &self.port
+    }
+
+    /// The offloads this initiator gets of this unit.
+    pub fn offloads(&self) -> Offloads {
+        Offloads::from_bits(self.offloads.load(Ordering::Relaxed))
+    }
+
+    /// Puts another set of offloads in force; the initiator is told to look again if it differs.
+    pub(super) fn set_offloads(&self, offloads: Offloads) {
+        if self.offloads.swap(offloads.bits(), Ordering::Relaxed) != offloads.bits() {
+            self.attend(Attention::InquiryChanged);
+        }
+    }
+
+    /// Whether this initiator may only read.
+    pub fn read_only(&self) -> bool {
+        self.read_only.load(Ordering::Relaxed)
+    }
+
+    /// Lets this initiator only read, or write too; it is told if that is new.
+    pub fn set_read_only(&self, read_only: bool) {
+        if self.read_only.swap(read_only, Ordering::Relaxed) != read_only {
+            self.attend(Attention::ModeParametersChanged);
+        }
+    }
+
+    /// Counts a command that was served, and the bytes it kept off the wire.
+    pub fn served(&self, offload: Offload, saved_bytes: u64) {
+        self.counters.served(offload, saved_bytes);
+    }
+
+    /// Counts a command that was refused by policy.
+    pub(super) fn rejected(&self, offload: Offload) {
+        self.counters.rejected(offload);
     }
 
     /// Establishes a unit attention condition.
@@ -106,7 +157,8 @@ mod tests {
 
     #[test]
     fn attentions_come_out_once_each_by_precedence() {
-        let nexus = Nexus::new(InitiatorPort { name: "iqn.a".into(), isid: [0; 6] });
+        let port = InitiatorPort { name: "iqn.a".into(), isid: [0; 6] };
+        let nexus = Nexus::new(port, Offloads::ALL, Arc::default());
         nexus.attend(Attention::CapacityChanged);
         assert_eq!(nexus.take_attention(), Some(Sense::POWER_ON));
         assert_eq!(nexus.take_attention(), Some(Sense::CAPACITY_CHANGED));

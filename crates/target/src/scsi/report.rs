@@ -1,7 +1,10 @@
 //! What a target and its units say about themselves.
 
+use super::nexus::Nexus;
+use super::policy::Offload;
 use super::unit::{LogicalUnit, Refusal, LIMITS};
-use playhead_wire::scsi::inquiry::{self, Identity};
+use playhead_wire::scsi::inquiry::{self, BlockLimits, Identity};
+use playhead_wire::scsi::opcodes::Opcode;
 use playhead_wire::scsi::{capacity, opcodes, Command, Sense};
 
 /// T10 vendor identification.
@@ -12,7 +15,12 @@ const REVISION: &str = concat!(env!("CARGO_PKG_VERSION_MAJOR"), ".", env!("CARGO
 const PORTAL_GROUP: u16 = 1;
 
 /// INQUIRY, standard data or a vital product data page.
-pub(super) fn inquiry(unit: &LogicalUnit, page: Option<u8>, data_in: &mut Vec<u8>) -> Result<(), Sense> {
+pub(super) fn inquiry(
+    unit: &LogicalUnit,
+    nexus: &Nexus,
+    page: Option<u8>,
+    data_in: &mut Vec<u8>,
+) -> Result<(), Sense> {
     let identity = Identity {
         vendor: VENDOR,
         product: PRODUCT,
@@ -25,7 +33,8 @@ pub(super) fn inquiry(unit: &LogicalUnit, page: Option<u8>, data_in: &mut Vec<u8
     match page {
         None => inquiry::emit_standard(&identity, inquiry::PRESENT, data_in),
         Some(page) => {
-            if !inquiry::emit_page(page, &identity, &LIMITS, data_in) {
+            let limits = limits(nexus);
+            if !inquiry::emit_page(page, &identity, &limits, data_in) {
                 return Err(Sense::in_cdb(2, Some(7)));
             }
         }
@@ -33,18 +42,40 @@ pub(super) fn inquiry(unit: &LogicalUnit, page: Option<u8>, data_in: &mut Vec<u8
     Ok(())
 }
 
-/// REPORT SUPPORTED OPERATION CODES (SPC-4 6.30).
+/// The limits as this initiator finds them: an offload that policy rejects has none.
+fn limits(nexus: &Nexus) -> BlockLimits {
+    let offloads = nexus.offloads();
+    let mut limits = LIMITS;
+    if !offloads.contains(Offload::Ats) {
+        limits.compare_and_write = 0;
+    }
+    if !offloads.contains(Offload::WriteSame) {
+        limits.write_same = 0;
+    }
+    if !offloads.contains(Offload::Unmap) {
+        limits.unmap = 0;
+        limits.unmap_descriptors = 0;
+    }
+    limits
+}
+
+/// REPORT SUPPORTED OPERATION CODES (SPC-4 6.30), as this initiator finds them.
 pub(super) fn opcodes(
+    nexus: &Nexus,
     timeouts: bool,
     options: u8,
     opcode: u8,
     service_action: u16,
     data_in: &mut Vec<u8>,
 ) -> Result<(), Sense> {
-    let mut of_code = opcodes::SUPPORTED.iter().filter(|known| known.code == opcode);
+    let offloads = nexus.offloads();
+    let allowed = |known: &&Opcode| {
+        Offload::of_opcode(known.code, known.service_action).is_none_or(|offload| offloads.contains(offload))
+    };
+    let mut of_code = opcodes::SUPPORTED.iter().filter(|known| known.code == opcode).filter(allowed);
     let has_actions = of_code.clone().any(|known| known.service_action.is_some());
     match options {
-        0 => opcodes::emit_all(opcodes::SUPPORTED.iter(), timeouts, data_in),
+        0 => opcodes::emit_all(opcodes::SUPPORTED.iter().filter(allowed), timeouts, data_in),
         1 if has_actions => return Err(Sense::in_cdb(2, Some(2))),
         1 => opcodes::emit_one(of_code.next(), timeouts, data_in),
         2 if of_code.clone().next().is_some() && !has_actions => {

@@ -1,6 +1,8 @@
 //! A logical unit: a LUN with the state SCSI hangs on it (attentions, reservations, mode pages).
 
+use super::job::Job;
 use super::nexus::{Attention, InitiatorPort, Nexus};
+use super::policy::{Ledger, Offload, OffloadCount, Policy};
 use super::reservation::{Access, Reservations};
 use crate::lun::{LunError, LunRef, BLOCK_BYTES};
 use parking_lot::Mutex;
@@ -41,7 +43,7 @@ impl From<Sense> for Refusal {
 }
 
 /// How an executed command ends.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug)]
 pub enum Done {
     /// GOOD now.
     Good,
@@ -49,6 +51,8 @@ pub enum Done {
     AfterFlush,
     /// As [`Done::Good`], but a flush is to be started (SYNCHRONIZE CACHE with IMMED).
     GoodAndFlush,
+    /// As the job ends, which the session has done elsewhere.
+    Job(Job),
 }
 
 /// The sense data of a LUN's refusal to read.
@@ -67,6 +71,7 @@ fn sense_of(error: &LunError, io: Sense) -> Sense {
         LunError::ReadOnly { .. } => Sense::WRITE_PROTECTED,
         LunError::NoSpace { .. } => Sense::SPACE_ALLOCATION_FAILED,
         LunError::Gone { .. } => Sense::NOT_READY,
+        LunError::Unsupported { .. } => Sense::INVALID_OPCODE,
         LunError::Io { .. } => io,
     }
 }
@@ -78,6 +83,7 @@ pub struct LogicalUnit {
     pub(super) serial: String,
     pub(super) naa: [u8; 16],
     nexuses: Mutex<Vec<Arc<Nexus>>>,
+    ledger: Ledger,
     /// The size all nexuses know of, in blocks.
     known_block_count: AtomicU64,
     /// Counts the times all tasks were ended.
@@ -121,6 +127,7 @@ impl LogicalUnit {
             serial: uuid.iter().map(|byte| format!("{byte:02x}")).collect(),
             naa: naa_of(&uuid),
             nexuses: Mutex::new(Vec::new()),
+            ledger: Ledger::default(),
             known_block_count: AtomicU64::new(lun.block_count()),
             epoch: AtomicU32::new(0),
             settings: AtomicU8::new(pack(DEFAULTS)),
@@ -136,11 +143,36 @@ impl LogicalUnit {
         &self.lun
     }
 
-    /// Begins a nexus with `port`.
-    pub fn attach(&self, port: InitiatorPort) -> Arc<Nexus> {
-        let nexus = Arc::new(Nexus::new(port));
+    /// The NAA designator of VPD page 83h.
+    pub fn naa(&self) -> &[u8; 16] {
+        &self.naa
+    }
+
+    /// Begins a nexus with `port`, under `policy`.
+    pub fn attach(&self, port: InitiatorPort, policy: &Policy) -> Arc<Nexus> {
+        let nexus = self.visit(port, policy);
         self.nexuses.lock().push(Arc::clone(&nexus));
         nexus
+    }
+
+    /// A nexus for one command that names this unit from elsewhere: nothing is told to it, and it need not end.
+    pub fn visit(&self, port: InitiatorPort, policy: &Policy) -> Arc<Nexus> {
+        let offloads = policy.in_force(&self.lun.identity().uuid, &port.name);
+        let counters = self.ledger.of(&port.name);
+        Arc::new(Nexus::new(port, offloads, counters))
+    }
+
+    /// Puts another policy in force; initiators that get other offloads than before are told to look again.
+    pub fn set_policy(&self, policy: &Policy) {
+        let uuid = self.lun.identity().uuid;
+        for nexus in self.nexuses.lock().iter() {
+            nexus.set_offloads(policy.in_force(&uuid, &nexus.port.name));
+        }
+    }
+
+    /// What became of the offloads asked of this unit.
+    pub fn offload_counts(&self) -> Vec<OffloadCount> {
+        self.ledger.lines(self.lun.identity().uuid)
     }
 
     /// Ends a nexus: a RESERVE(6) goes with it, persistent registrations stay.
@@ -217,7 +249,7 @@ impl LogicalUnit {
 
     /// Whether `command` may run now for `nexus`. Errors are its end.
     ///
-    /// Checks, in this order: unit attentions, reservations, a stopped unit, block range and transfer limit, write protection.
+    /// Checks, in this order: unit attentions, policy, reservations, a stopped unit, block range and transfer limit, write protection.
     pub fn admit(&self, nexus: &Nexus, command: &Command) -> Result<(), Refusal> {
         let block_count = self.lun.block_count();
         if block_count != self.known_block_count.load(Ordering::Relaxed)
@@ -230,6 +262,9 @@ impl LogicalUnit {
                 return Err(sense.into());
             }
         }
+        if let Some(offload) = Offload::of(command) {
+            check_policy(nexus, offload, command)?;
+        }
         if self.reserved.load(Ordering::Acquire) {
             let access = Access::of(command);
             if !self.reservations.lock().permits(nexus.id, &nexus.port, access) {
@@ -241,7 +276,7 @@ impl LogicalUnit {
         }
         check_range(command, block_count)?;
         if command.changes_blocks() {
-            if self.lun.read_only() {
+            if self.lun.read_only() || nexus.read_only() {
                 return Err(Sense::WRITE_PROTECTED.into());
             }
             if self.settings().write_protect {
@@ -250,6 +285,21 @@ impl LogicalUnit {
         }
         Ok(())
     }
+}
+
+/// Refuses an offload that policy rejects, as a device that does not have it would.
+fn check_policy(nexus: &Nexus, offload: Offload, command: &Command) -> Result<(), Sense> {
+    let offloads = nexus.offloads();
+    if !offloads.contains(offload) {
+        nexus.rejected(offload);
+        return Err(Sense::INVALID_OPCODE);
+    }
+    let unmaps = matches!(command, Command::WriteSame(request) if request.unmap);
+    if unmaps && !offloads.contains(Offload::Unmap) {
+        nexus.rejected(Offload::Unmap);
+        return Err(Sense::in_cdb(1, Some(3)));
+    }
+    Ok(())
 }
 
 /// Commands that run although a unit attention waits (SAM-5 5.14.1).

@@ -117,6 +117,10 @@ fn unmap(pages: &mut [Page], lba: u64, count: u64) {
 }
 
 impl Lun for RamDisk {
+    fn as_any(&self) -> &dyn std::any::Any {
+        self
+    }
+
     fn identity(&self) -> &LunIdentity {
         &self.identity
     }

@@ -209,6 +209,10 @@ fn extent_of(change: &Change<'_>) -> (u64, u64) {
 }
 
 impl Lun for MemoryLun {
+    fn as_any(&self) -> &dyn std::any::Any {
+        self
+    }
+
     fn identity(&self) -> &LunIdentity {
         &self.identity
     }

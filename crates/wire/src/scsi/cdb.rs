@@ -353,6 +353,22 @@ impl Command {
         }
     }
 
+    /// The most data-in the initiator takes, in bytes; `None` for commands whose data-in has a length of its own.
+    pub fn allocation_bytes(&self) -> Option<u32> {
+        match *self {
+            Command::RequestSense { allocation_bytes, .. }
+            | Command::Inquiry { allocation_bytes, .. }
+            | Command::ModeSense(ModeSense { allocation_bytes, .. })
+            | Command::ReadCapacity16 { allocation_bytes }
+            | Command::GetLbaStatus { allocation_bytes, .. }
+            | Command::ReportLuns { allocation_bytes, .. }
+            | Command::ReportSupportedOpcodes { allocation_bytes, .. }
+            | Command::ReportSupportedTmfs { allocation_bytes, .. }
+            | Command::PersistentReserveIn { allocation_bytes, .. } => Some(allocation_bytes),
+            _ => None,
+        }
+    }
+
     /// Whether the initiator must announce exactly [`Command::data_out_bytes`]: where less or more data would mean
     /// another operation, not a shorter one.
     pub fn needs_exact_data(&self) -> bool {

@@ -124,6 +124,8 @@ senses! {
     COMMANDS_CLEARED = UnitAttention, 0x2f00;
     /// The list of logical units is another one.
     REPORTED_LUNS_CHANGED = UnitAttention, 0x3f0e;
+    /// INQUIRY data, its pages or the supported operation codes are others than before.
+    INQUIRY_CHANGED = UnitAttention, 0x3f03;
 }
 
 impl Sense {

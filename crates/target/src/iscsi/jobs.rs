@@ -1,0 +1,234 @@
+//! Commands that take long: a job runs on a worker's thread, and its session answers when it is over.
+
+use super::commands::Asked;
+use super::outbox::Event;
+use super::session::{Session, View};
+use super::Shared;
+use crate::scsi::{Cancel, InitiatorPort, Job, JobEnd, LogicalUnit, Reach, Reached, Refusal};
+use parking_lot::{Condvar, Mutex};
+use playhead_wire::iscsi::response::Residual;
+use playhead_wire::scsi::{status, Command, Sense};
+use std::collections::VecDeque;
+use std::panic::{catch_unwind, AssertUnwindSafe};
+use std::sync::Arc;
+use std::time::Duration;
+
+/// Jobs at work at once, over all sessions.
+const WORKERS_MAX: usize = 4;
+/// Jobs that may wait for a worker.
+const QUEUE_MAX: usize = 1024;
+/// How long a worker waits for more before its thread ends.
+const IDLE: Duration = Duration::from_secs(5);
+/// How long an abort waits for the job to notice: after that it is answered, and the job's own look at its cancel stops it.
+const ABORT_PATIENCE: Duration = Duration::from_secs(5);
+
+type Task = Box<dyn FnOnce() + Send>;
+
+#[derive(Default)]
+struct Queue {
+    tasks: VecDeque<Task>,
+    workers: usize,
+    idle: usize,
+}
+
+/// The threads that do jobs; they come and go with the work.
+#[derive(Default)]
+pub(super) struct Workers {
+    queue: Mutex<Queue>,
+    more: Condvar,
+}
+
+impl Workers {
+    /// Has `task` done. False: too many wait, or no thread could be had.
+    fn give(self: &Arc<Self>, task: Task) -> bool {
+        let mut queue = self.queue.lock();
+        if queue.tasks.len() >= QUEUE_MAX {
+            return false;
+        }
+        if queue.idle <= queue.tasks.len() && queue.workers < WORKERS_MAX {
+            let pool = Arc::clone(self);
+            let spawned = std::thread::Builder::new().name("iscsi-job".to_owned()).spawn(move || pool.work());
+            match spawned {
+                Ok(_) => queue.workers += 1,
+                Err(error) if queue.workers == 0 => {
+                    log::warn!("no thread for a long command: {error}");
+                    return false;
+                }
+                Err(_) => {}
+            }
+        }
+        queue.tasks.push_back(task);
+        self.more.notify_one();
+        true
+    }
+
+    fn work(&self) {
+        let mut queue = self.queue.lock();
+        loop {
+            if let Some(task) = queue.tasks.pop_front() {
+                drop(queue);
+                task();
+                queue = self.queue.lock();
+                continue;
+            }
+            queue.idle += 1;
+            let late = self.more.wait_for(&mut queue, IDLE).timed_out();
+            queue.idle -= 1;
+            if late && queue.tasks.is_empty() {
+                queue.workers -= 1;
+                return;
+            }
+        }
+    }
+}
+
+/// Tells the worker from the session whether the job is over.
+#[derive(Debug, Default)]
+struct Over {
+    flag: Mutex<bool>,
+    changed: Condvar,
+}
+
+/// A command whose job is at work.
+#[derive(Debug)]
+pub(super) struct Working {
+    asked: Asked,
+    /// What the command may return at most, in bytes.
+    allocation_bytes: usize,
+    moved_bytes: u64,
+    cancel: Arc<Cancel>,
+    over: Arc<Over>,
+    /// Aborted: its end is not told.
+    silent: bool,
+}
+
+impl Working {
+    pub(super) fn unit(&self) -> &Arc<LogicalUnit> {
+        self.cancel.unit()
+    }
+
+    /// Its tag; an aborted command has none that could be asked for.
+    pub(super) fn itt(&self) -> u32 {
+        if self.silent {
+            playhead_wire::iscsi::RESERVED_TAG
+        } else {
+            self.asked.itt
+        }
+    }
+}
+
+/// What an initiator may name: the units of this session, and of every other target it is shown.
+pub(super) struct SessionReach<'a> {
+    pub(super) shared: &'a Shared,
+    pub(super) port: &'a InitiatorPort,
+    pub(super) views: &'a [View],
+}
+
+impl Reach for SessionReach<'_> {
+    fn by_naa(&self, naa: &[u8; 16]) -> Option<Reached> {
+        if let Some(view) = self.views.iter().find(|view| view.unit.naa() == naa) {
+            return Some(Reached { unit: Arc::clone(&view.unit), nexus: Arc::clone(&view.nexus) });
+        }
+        let access = Arc::clone(&self.shared.access.lock());
+        let (_, unit) = self
+            .shared
+            .catalogue
+            .all_units()
+            .into_iter()
+            .find(|(target, unit)| unit.naa() == naa && access(&self.port.name, target))?;
+        let policy = Arc::clone(&self.shared.policy.lock());
+        let nexus = unit.visit(self.port.clone(), &policy);
+        Some(Reached { unit, nexus })
+    }
+}
+
+impl Session {
+    /// Has a worker do `job`; the command ends when it is over.
+    pub(super) fn start_job(&mut self, view: &View, command: &Command, asked: &Asked, job: Job) {
+        let number = self.next_job;
+        self.next_job += 1;
+        let cancel = Arc::new(Cancel::new(Arc::clone(&view.unit), Arc::clone(&view.nexus)));
+        let over = Arc::new(Over::default());
+        let working = Working {
+            asked: *asked,
+            allocation_bytes: command.allocation_bytes().map_or(usize::MAX, |bytes| bytes as usize),
+            moved_bytes: command.data_out_bytes(crate::lun::BLOCK_BYTES as u64),
+            cancel: Arc::clone(&cancel),
+            over: Arc::clone(&over),
+            silent: false,
+        };
+        let handle = Arc::clone(&self.handle);
+        let task = Box::new(move || {
+            let end = if cancel.is_cancelled() {
+                Err(Refusal::Check(Sense::INTERNAL_FAILURE)) // not told to anyone
+            } else {
+                // A fault in one copy must not cost the others their worker.
+                catch_unwind(AssertUnwindSafe(|| job.run(&cancel)))
+                    .unwrap_or(Err(Refusal::Check(Sense::INTERNAL_FAILURE)))
+            };
+            drop(cancel);
+            *over.flag.lock() = true;
+            over.changed.notify_all();
+            handle.outbox.push(Event::Worked(number, end));
+        });
+        if self.shared.workers.give(task) {
+            self.working.insert(number, working);
+        } else {
+            let residual = Residual::of(asked.expected_bytes, 0);
+            let busy = super::answers::Ending { residual, ..asked.ending(status::BUSY, 0) };
+            self.answers.ending(&busy);
+        }
+    }
+
+    /// A job is over: its command ends, unless it was aborted meanwhile.
+    pub(super) fn worked(&mut self, number: u64, end: JobEnd) {
+        let Some(working) = self.working.remove(&number) else {
+            return;
+        };
+        if working.silent {
+            return;
+        }
+        if working.cancel.is_cancelled() {
+            self.answers.finish(working.asked.immediate);
+            return;
+        }
+        match end {
+            Ok(mut data) if !data.is_empty() => {
+                data.truncate(working.allocation_bytes);
+                self.give(&working.asked, &data);
+            }
+            Ok(_) => self.answers.ending(&working.asked.ending(status::GOOD, working.moved_bytes)),
+            Err(refusal) => {
+                let unit = Arc::clone(working.unit());
+                self.refuse_of(&unit, &working.asked, refusal, working.moved_bytes);
+            }
+        }
+    }
+
+    /// Ends the chosen jobs unanswered, and waits until they change nothing more. Whether there were any.
+    pub(super) fn abort_jobs(&mut self, chosen: impl Fn(&Working) -> bool) -> bool {
+        let mut waited_for = Vec::new();
+        for working in self.working.values_mut().filter(|working| !working.silent) {
+            if chosen(working) {
+                working.cancel.cancel();
+                working.silent = true;
+                self.answers.finish(working.asked.immediate);
+                waited_for.push(Arc::clone(&working.over));
+            }
+        }
+        for over in &waited_for {
+            let mut flag = over.flag.lock();
+            if !*flag {
+                over.changed.wait_while_for(&mut flag, |over| !*over, ABORT_PATIENCE);
+            }
+        }
+        !waited_for.is_empty()
+    }
+
+    /// The session ends: so do its jobs, each when it looks.
+    pub(super) fn abandon_jobs(&mut self) {
+        for working in self.working.values() {
+            working.cancel.cancel();
+        }
+    }
+}
