@@ -5,7 +5,7 @@ UV ?= uv
 PYTEST_ARGS ?=
 CARGO_ARGS ?=
 
-.PHONY: help setup demo test test-rust test-python lint format up soak bench conformance openapi
+.PHONY: help setup demo test test-rust test-python lint format up soak fuzz bench conformance openapi
 
 help: ## Show this list
 	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## (.*)/\1\t\2/' | expand -t 14
@@ -40,6 +40,9 @@ up: ## An appliance that stays up, with a sample LUN, and how to attach to it
 
 soak: setup ## The long runs: a million operations against the oracle, hundreds of kills
 	@bash packaging/soak
+
+fuzz: ## Fuzz PDUs, logins, commands and NBD for FUZZ_SECONDS each (default 60); wants cargo-fuzz and nightly Rust
+	@bash packaging/fuzz
 
 bench: ## Measure against tgt, qemu-storage-daemon, nbdkit and a loopback ceiling; writes docs/benchmarks.md
 	@bash packaging/setup packaging bench
