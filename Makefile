@@ -48,8 +48,8 @@ bench: ## Measure against tgt, qemu-storage-daemon, nbdkit and a loopback ceilin
 	@bash packaging/setup packaging bench
 	$(UV) run --locked --no-sync python -m bench.run
 
-conformance: setup ## libiscsi's suite against the target, compared with the expectations file
-	$(UV) run --locked --no-sync pytest -s tests/conformance
+conformance: setup ## libiscsi's suites against Playhead and tgtd; writes docs/conformance.md
+	$(UV) run --locked --no-sync python -m tests.conformance.table
 
 openapi: ## Write docs/openapi.json anew
 	$(UV) run --locked --no-sync python -m playhead.api > docs/openapi.json

@@ -1,10 +1,12 @@
-"""Runs libiscsi's iscsi-test-cu against a LUN and compares what happened with what is expected.
+"""Runs libiscsi's iscsi-test-cu against a target and compares what happened with what is expected.
 
-The suite runs family by family, each with a time limit, so that a hang costs one family's rest and has a name. CUnit says
-"passed" of a test that only printed "[SKIPPED]"; here such a test is "skipped".
+The suite runs family by family, each with a time limit. What did not end cleanly there, because a test hung, fell over or left the next
+ones without a session, runs again test by test, so that a hang costs one test and has a name. CUnit says "passed" of a test that only
+printed "[SKIPPED]"; here such a test is "skipped".
 
-As a program: ``iscsi_test_cu.py URL [FAMILY...]`` prints every outcome that is not the expected one and exits with 1 if there is any.
-The LUN loses its data.
+As a program: ``python3 -m tests.conformance.iscsi_test_cu URL [FAMILY[.TEST]...]`` runs the newest suite against one LUN, prints every
+outcome that is not the expected one and exits with 1 if there is any. The LUN loses its data. ``ISCSI_TEST_CU=installed`` chooses the
+machine's own suite, ``ISCSI_TEST_CU_KEEP=DIR`` leaves the suite's output there.
 """
 
 from __future__ import annotations
@@ -16,122 +18,175 @@ import sys
 import tempfile
 import tomllib
 from collections.abc import Iterable
+from dataclasses import dataclass
 from pathlib import Path
 
-EXPECTATIONS = Path(__file__).with_name("expectations.toml")
-FAMILY_LIMIT_S = 120.0
-"""Seconds one family may take before it counts as hung."""
-SECOND_PATH = {"MultipathIO"}
-"""Families that want the LUN's URL twice, as two paths to it."""
+from .places import Place, Target, place
+from .suites import Suite, SuiteError, installed, newest
 
-_FAMILY = re.compile(r"^ALL\.([A-Za-z0-9]+)$", re.MULTILINE)
+EXPECTATIONS = Path(__file__).with_name("expectations.toml")
+FAMILY_LIMIT_S = 60.0
+"""Seconds a family may take before what it has not done counts as not run."""
+TEST_LIMIT_S = 30.0
+"""Seconds a single test may take before it counts as hung."""
+
 _TEST = re.compile(r"^\s*Test: (\S+) \.\.\.")
 # What the suite prints after a test, about reservations, may follow on the verdict's line.
 _VERDICT = re.compile(r"(?:^|\.\.\.\s*)(passed|FAILED)\b")
+# Asserts within a test that do run but ask nothing of this LUN: limits it does not have.
+_NOTHING_TO_ASK = ("Skipping assert", "No alignment restrictions", "No granularity restrictions")
+# A test before this one has ended the session for good.
+_NO_SESSION = "Not an iSCSI device"
 
 
-def families() -> list[str]:
-    """Names of the families this machine's iscsi-test-cu has."""
-    listing = subprocess.run(["iscsi-test-cu", "--list"], capture_output=True, text=True, check=False)
-    return _FAMILY.findall(listing.stdout + listing.stderr)
+@dataclass(frozen=True)
+class Expected:
+    """What a test that does not pass comes to."""
+
+    outcome: str
+    """skipped or failed; "open" for what is being worked on and may come to anything."""
+    reason: str
 
 
 def parse(family: str, output: str, ended: bool) -> dict[str, str]:
-    """Outcomes by test name, of one family's output.
+    """Outcomes by test name, of one run's output.
 
-    The test that was running when the output ended without ``ended`` is "hung"; if the program itself ended there, "crashed".
+    The test that was running when the output ended without ``ended`` is "hung"; if the program itself ended there, "crashed". A test that
+    found no session because an earlier one had ended it is not among them.
     """
     outcomes: dict[str, str] = {}
     test: str | None = None
-    skipped = False
+    said = ""
     for line in output.splitlines():
         if found := _TEST.match(line):
-            test, skipped = f"{family}.{found[1]}", False
+            test, said = f"{family}.{found[1]}", ""
         if test is None:
             continue
-        skipped |= "[SKIPPED]" in line
+        if not any(words in line for words in _NOTHING_TO_ASK):
+            said += line
         if verdict := _VERDICT.search(line):
-            outcomes[test] = "failed" if verdict[1] == "FAILED" else "skipped" if skipped else "passed"
+            if verdict[1] == "FAILED":
+                outcomes[test] = "failed"
+            elif _NO_SESSION not in said:
+                outcomes[test] = "skipped" if "[SKIPPED]" in said else "passed"
             test = None
     if test is not None:
         outcomes[test] = "crashed" if ended else "hung"
     return outcomes
 
 
-def run_family(url: str, family: str, limit_s: float = FAMILY_LIMIT_S) -> tuple[dict[str, str], str]:
-    """Runs one family. Returns its outcomes and the whole output."""
-    urls = [url, url] if family in SECOND_PATH else [url]
-    command = ["stdbuf", "-oL", "iscsi-test-cu", "--dataloss", "--allow-sanitize", "-t", f"ALL.{family}", *urls]
-    with tempfile.TemporaryFile("w+", errors="replace") as output:
-        process = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=output, stderr=subprocess.STDOUT)
-        try:
-            process.wait(limit_s)
-            ended = True
-        except subprocess.TimeoutExpired:
-            ended = False
-            process.kill()
-            process.wait()
-        output.seek(0)
-        text = output.read()
-    outcomes = parse(family, text, ended)
-    if not outcomes:
-        # It could not even start: no login, no LUN.
-        outcomes[f"{family}.*"] = "crashed" if ended else "hung"
-    return outcomes, text
+class Run:
+    """One run of a suite against a target."""
+
+    def __init__(self, suite: Suite, target: Target, keep: Path | None = None) -> None:
+        self.suite = suite
+        self.target = target
+        self.keep = keep
+        """A directory for the suite's output, if it is wanted."""
+
+    def all(self, chosen: Iterable[str] = ()) -> dict[str, str]:
+        """Runs everything, or the families and tests ``chosen``. Returns test name -> passed, failed, skipped, hung or crashed."""
+        wanted = set(chosen)
+        outcomes: dict[str, str] = {}
+        for family, names in self.suite.tests().items():
+            tests = [f"{family}.{name}" for name in names]
+            if wanted and family not in wanted:
+                tests = [test for test in tests if test in wanted]
+            outcomes |= self.family(family, tests, whole=len(tests) == len(names))
+        return outcomes
+
+    def family(self, family: str, tests: list[str], whole: bool = True) -> dict[str, str]:
+        """Runs ``tests`` of one family: at one go if they are all it has and run in one place, then singly what did not end cleanly."""
+        outcomes: dict[str, str] = {}
+        places = {place(test) for test in tests}
+        if whole and len(places) == 1:
+            found = self._start(family, places.pop(), FAMILY_LIMIT_S)
+            outcomes = {test: outcome for test, outcome in found.items() if outcome not in {"hung", "crashed"}}
+        for test in tests:
+            if test not in outcomes:
+                alone = self._start(test, place(test), TEST_LIMIT_S)
+                # Nothing at all: it could not even log in.
+                outcomes[test] = alone.get(test, "crashed")
+        return {test: outcomes[test] for test in tests}
+
+    def _start(self, name: str, where: Place, limit_s: float) -> dict[str, str]:
+        # Verbose: some tests say only there that they skip.
+        arguments = ["--Verbose-scsi", "--dataloss", "--allow-sanitize", "-t", f"ALL.{name}", *self.target.urls(where)]
+        command = ["stdbuf", "-oL", *self.suite.command, *arguments]
+        with tempfile.TemporaryFile("w+", errors="replace") as output:
+            process = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=output, stderr=subprocess.STDOUT)
+            try:
+                process.wait(limit_s)
+                ended = True
+            except subprocess.TimeoutExpired:
+                ended = False
+                process.kill()
+                process.wait()
+            output.seek(0)
+            text = output.read()
+        if self.keep is not None:
+            self.keep.mkdir(parents=True, exist_ok=True)
+            (self.keep / f"{name}.txt").write_text(text)
+        return parse(name.partition(".")[0], text, ended)
 
 
-def run(url: str, families: Iterable[str] | None = None, *, keep: Path | None = None) -> dict[str, str]:
-    """Runs the suite, or the ``families`` named, and returns test name -> passed, failed, skipped, hung or crashed.
-
-    With ``keep``, every family's output is left in that directory.
-    """
-    chosen = list(families) if families is not None else globals()["families"]()
-    outcomes: dict[str, str] = {}
-    for family in chosen:
-        of_family, text = run_family(url, family)
-        outcomes |= of_family
-        if keep is not None:
-            keep.mkdir(parents=True, exist_ok=True)
-            (keep / f"{family}.txt").write_text(text)
-    return outcomes
-
-
-def expectations(path: Path = EXPECTATIONS) -> dict[str, str]:
-    """Test name -> expected outcome."""
+def expectations(suite_version: str, path: Path = EXPECTATIONS) -> dict[str, Expected]:
+    """Test name -> what it comes to instead of passing, with the suite of this version."""
     with path.open("rb") as file:
         tests = tomllib.load(file)["tests"]
-    return {
-        f"{family}.{name}": outcome if isinstance(outcome, str) else outcome["outcome"]
-        for family, members in tests.items()
-        for name, outcome in members.items()
-    }
+    found = {}
+    for family, members in tests.items():
+        for name, entry in members.items():
+            if suite_version.startswith(entry.get("suite", "")):
+                found[f"{family}.{name}"] = Expected(entry["outcome"], entry["reason"])
+    return found
 
 
-def differences(outcomes: dict[str, str], expected: dict[str, str]) -> list[str]:
-    """One line for every outcome that is not the expected one. Tests nobody knows yet must pass or be skipped."""
+def differences(outcomes: dict[str, str], expected: dict[str, Expected]) -> list[str]:
+    """One line for every outcome that is not the expected one. A test that is not in ``expected`` must pass."""
     lines = []
     for name, outcome in sorted(outcomes.items()):
-        wanted = expected.get(name)
-        if wanted is None and outcome not in {"passed", "skipped"}:
-            lines.append(f"{name}: {outcome}, and nothing is expected of it")
-        elif wanted is not None and outcome != wanted:
+        wanted = expected[name].outcome if name in expected else "passed"
+        if wanted not in {outcome, "open"}:
             lines.append(f"{name}: {outcome}, expected {wanted}")
-    seen = {name.partition(".")[0] for name in outcomes}
-    for name in sorted(expected.keys() - outcomes.keys()):
-        if name.partition(".")[0] in seen:
-            lines.append(f"{name}: did not run, expected {expected[name]}")
     return lines
 
 
+def summary(outcomes: dict[str, str]) -> str:
+    """How many tests came to what: "200 passed, 30 skipped"."""
+    found = list(outcomes.values())
+    return ", ".join(f"{found.count(kind)} {kind}" for kind in sorted(set(found)))
+
+
+class _OneUrl:
+    """A LUN that is every place at once."""
+
+    name = "the LUN"
+
+    def __init__(self, url: str) -> None:
+        self._url = url
+
+    def urls(self, place: Place) -> list[str]:
+        return [self._url] * (2 if place is Place.TWO_PORTALS else 1)
+
+
 def main(arguments: list[str]) -> int:
+    """The program."""
     if not arguments:
         print(__doc__, file=sys.stderr)
         return 2
+    try:
+        suite = installed() if os.environ.get("ISCSI_TEST_CU") == "installed" else newest()
+    except SuiteError as error:
+        print(f"iscsi_test_cu: {error}", file=sys.stderr)
+        return 2
+    if suite is None:
+        print("iscsi_test_cu: iscsi-test-cu is not installed", file=sys.stderr)
+        return 2
     keep = os.environ.get("ISCSI_TEST_CU_KEEP")
-    outcomes = run(arguments[0], arguments[1:] or None, keep=Path(keep) if keep else None)
-    counts = {kind: list(outcomes.values()).count(kind) for kind in sorted(set(outcomes.values()))}
-    print(", ".join(f"{count} {kind}" for kind, count in counts.items()))
-    lines = differences(outcomes, expectations() if EXPECTATIONS.exists() else {})
+    outcomes = Run(suite, _OneUrl(arguments[0]), Path(keep) if keep else None).all(arguments[1:])
+    print(f"libiscsi {suite.version}: {summary(outcomes)}")
+    lines = differences(outcomes, expectations(suite.version))
     print("\n".join(lines) if lines else "as expected")
     return 1 if lines else 0
 

@@ -1,0 +1,44 @@
+"""Where each of the suite's tests runs: a test asks its question of one kind of logical unit only, and on any other it is skipped."""
+
+from __future__ import annotations
+
+import enum
+from typing import Protocol
+
+
+class Place(enum.Enum):
+    """A kind of logical unit and of way to it."""
+
+    PLAIN = "a thin LUN of 1 GiB, 512-byte blocks in physical blocks of 4 KiB"
+    TWO_PORTALS = "the same LUN by two portals"
+    READ_ONLY = "a write-protected LUN"
+    NATIVE = "a LUN whose physical blocks are its logical ones"
+    CHAP = "a target that demands CHAP"
+
+
+SIZE_BYTES = 1 << 30
+USER, SECRET = "suite", "no-secret-at-all"
+
+WANTED = {
+    "MultipathIO": Place.TWO_PORTALS,
+    "ReadOnly": Place.READ_ONLY,
+    # Asks for the status of block i+1 and wants an answer that starts at the next physical block, which only agrees with SBC-3 5.6 (the
+    # answer starts at the block asked for) where physical blocks are logical ones.
+    "GetLBAStatus.UnmapSingle": Place.NATIVE,
+    "iSCSICHAP": Place.CHAP,
+}
+
+
+def place(test: str) -> Place:
+    """Where ``FAMILY.TEST`` runs."""
+    return WANTED.get(test) or WANTED.get(test.partition(".")[0]) or Place.PLAIN
+
+
+class Target(Protocol):
+    """A target under test."""
+
+    name: str
+
+    def urls(self, place: Place) -> list[str]:
+        """The addresses for the suite's command line: one, or two for two paths. Where the target has no such place, the plain LUN."""
+        ...
