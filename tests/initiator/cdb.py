@@ -1,0 +1,92 @@
+"""Command descriptor blocks and parameter lists (SPC-4, SBC-3), as a host words them. LBAs and counts are in blocks."""
+
+from __future__ import annotations
+
+import struct
+from dataclasses import dataclass
+
+BLOCK_BYTES = 512
+
+
+def inquiry(page: int | None = None, allocation_bytes: int = 1024) -> bytes:
+    return struct.pack(">BBBHB", 0x12, page is not None, page or 0, allocation_bytes, 0)
+
+
+def read_capacity_16() -> bytes:
+    return struct.pack(">BBQIBB", 0x9E, 0x10, 0, 32, 0, 0)
+
+
+def read_16(lba: int, count: int) -> bytes:
+    return struct.pack(">BBQIBB", 0x88, 0, lba, count, 0, 0)
+
+
+def write_16(lba: int, count: int, *, fua: bool = False) -> bytes:
+    return struct.pack(">BBQIBB", 0x8A, fua << 3, lba, count, 0, 0)
+
+
+def synchronize_cache() -> bytes:
+    return struct.pack(">BBIBHB", 0x35, 0, 0, 0, 0, 0)
+
+
+def compare_and_write(lba: int, count: int) -> bytes:
+    return struct.pack(">BBQ3xBBB", 0x89, 0, lba, count, 0, 0)
+
+
+def write_same_16(lba: int, count: int, *, unmap: bool = False, no_data: bool = False) -> bytes:
+    return struct.pack(">BBQIBB", 0x93, unmap << 3 | no_data, lba, count, 0, 0)
+
+
+def unmap(stretches: list[tuple[int, int]]) -> tuple[bytes, bytes]:
+    """UNMAP and its list of (LBA, count)."""
+    body = b"".join(struct.pack(">QI4x", lba, count) for lba, count in stretches)
+    parameters = struct.pack(">HH4x", len(body) + 6, len(body)) + body
+    return struct.pack(">BB4xBHB", 0x42, 0, 0, len(parameters), 0), parameters
+
+
+def reserve_6() -> bytes:
+    return bytes((0x16, 0, 0, 0, 0, 0))
+
+
+def release_6() -> bytes:
+    return bytes((0x17, 0, 0, 0, 0, 0))
+
+
+def report_opcode(code: int) -> bytes:
+    """REPORT SUPPORTED OPERATION CODES for one code."""
+    return struct.pack(">BBBBHIBB", 0xA3, 0x0C, 0x01, code, 0, 256, 0, 0)
+
+
+@dataclass(frozen=True)
+class Segment:
+    """A block to block segment of EXTENDED COPY: indexes of its descriptors, blocks."""
+
+    source: int
+    destination: int
+    count: int
+    source_lba: int
+    lba: int
+
+
+def extended_copy(designators: list[bytes], segments: list[Segment], *, list_id: int = 1) -> tuple[bytes, bytes]:
+    """EXTENDED COPY(LID1) and its list, with identification descriptors E4 of NAA names and segments 02 (SPC-4 6.4)."""
+    targets = b"".join(
+        b"\xe4\0\0\0" + b"\x01\x03\0\x10" + naa + bytes(4) + b"\0" + BLOCK_BYTES.to_bytes(3, "big")
+        for naa in designators
+    )
+    moves = b"".join(
+        struct.pack(">BBHHHHHQQ", 2, 0, 0x18, s.source, s.destination, 0, s.count, s.source_lba, s.lba)
+        for s in segments
+    )
+    parameters = struct.pack(">BBH4xII", list_id, 0, len(targets), len(moves), 0) + targets + moves
+    return struct.pack(">B9xIBB", 0x83, len(parameters), 0, 0), parameters
+
+
+def naa_of(page_83: bytes) -> bytes:
+    """The sixteen-byte NAA designator of a unit in VPD page 83h."""
+    at = 4
+    while at + 4 <= len(page_83):
+        length = page_83[at + 3]
+        if page_83[at + 1] & 0x3F == 3 and length == 16:
+            return page_83[at + 4 : at + 20]
+        at += 4 + length
+    raise ValueError("no NAA 6 designator in VPD page 83h")
