@@ -19,6 +19,8 @@ use std::time::Duration;
 pub const IQN: &str = "iqn.2026-01.org.playhead:fuzz";
 /// Steps taken of one input.
 const STEPS_MAX: usize = 24;
+/// Longest data segment until another is negotiated (RFC 7143 13.12).
+const LOGIN_MAX_BYTES: usize = 8192;
 /// More than any answer to one input.
 const ANSWER_MAX_BYTES: usize = 4 << 20;
 
@@ -60,6 +62,8 @@ struct Peer {
     total_bytes: usize,
     cmd_sn: u32,
     ttt: u32,
+    /// Of an answer in several parts.
+    text: Vec<u8>,
     digests: Digests,
     logged_in: bool,
 }
@@ -75,6 +79,7 @@ impl Peer {
             total_bytes: 0,
             cmd_sn: 1,
             ttt: RESERVED_TAG,
+            text: Vec::new(),
             digests: Digests::default(),
             logged_in: false,
         }
@@ -145,15 +150,20 @@ impl Peer {
         match response {
             Response::Login { transit, next_stage, status, tsih, .. } => {
                 assert!(!self.logged_in);
+                assert!(data.len() <= LOGIN_MAX_BYTES, "more than an initiator takes before it has said so");
                 self.take_pairs(&data);
                 self.logged_in = status == 0 && transit && next_stage == 3;
                 assert!(!self.logged_in || tsih != 0, "a session without a number");
                 status == 0
             }
-            Response::Text { ttt, .. } => {
+            Response::Text { ttt, continues, .. } => {
                 assert!(self.logged_in);
                 self.ttt = ttt;
-                self.take_pairs(&data);
+                self.text.extend_from_slice(&data);
+                if !continues {
+                    let text = std::mem::take(&mut self.text);
+                    self.take_pairs(&text);
+                }
                 true
             }
             Response::Reject { .. } => true,

@@ -6,6 +6,7 @@
 mod clients;
 mod hostile;
 mod idle;
+mod lock;
 mod peer;
 mod ramdisk;
 mod sessions;
