@@ -7,8 +7,8 @@
 use crate::ramdisk::RamDisk;
 use playhead_target::lun::{Change, Lun, BLOCK_BYTES};
 use playhead_target::scsi::{
-    report_luns, Cancel, Done, InitiatorPort, LogicalUnit, Nexus, Offload, Policy, Reach, Reached, Refusal,
-    Rule,
+    report_luns, Cancel, Devices, Done, InitiatorPort, LogicalUnit, Nexus, Offload, Policy, Reach, Reached,
+    Refusal, Rule, TargetPort,
 };
 use playhead_wire::scsi::{Command, Sense};
 use std::sync::atomic::Ordering;
@@ -42,7 +42,9 @@ impl Seat {
     fn new(name: &str, read_only: bool, policy: &Policy) -> Seat {
         let disk = Arc::new(RamDisk::new(name, BLOCKS));
         disk.read_only.store(read_only, Ordering::Relaxed);
-        let unit = Arc::new(LogicalUnit::new(disk.clone(), "iqn.2026-01.org.playhead:fuzz".into()));
+        let target = TargetPort { name: "iqn.2026-01.org.playhead:fuzz".into(), relative_id: 1 };
+        let (target, device) = (Arc::new(target), Devices::default().find(&disk.identity().uuid));
+        let unit = Arc::new(LogicalUnit::new(disk.clone(), target, device));
         let attach = |name: &&str| unit.attach(port(name), policy);
         let nexuses = INITIATORS.iter().map(attach).collect();
         Seat { content: content(&disk), disk, unit, nexuses }

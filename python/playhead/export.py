@@ -42,6 +42,8 @@ class Exports:
             self._iscsi = IscsiServer(iscsi.host, iscsi.port)
         if nbd:
             self._nbd = NbdServer(nbd.host, nbd.port)
+            if self._iscsi:
+                self._nbd.heed_reservations(self._iscsi)
 
     def open(self) -> None:
         """Lets in who has connected meanwhile: a host that comes back finds everything there."""

@@ -1,7 +1,13 @@
 //! The iSCSI front end, as Python starts, feeds and stops it.
 
-use playhead_target::iscsi::{Limits, Server, ServerError};
+use std::{io::ErrorKind, path::PathBuf, sync::Arc};
+
+use playhead_target::{
+    iscsi::{Limits, Server, ServerError},
+    scsi::Devices,
+};
 use pyo3::{prelude::*, types::PyDict};
+use uuid::Uuid;
 
 use crate::{
     error::{address, io, nanoseconds, native},
@@ -24,8 +30,19 @@ fn refusal(error: &ServerError) -> PyErr {
         ServerError::BadName { .. } => "bad-name",
         ServerError::NoSuchTarget { .. } | ServerError::NoSuchLun { .. } => "not-found",
         ServerError::StillInUse { .. } => "busy",
+        ServerError::Reservations { source, .. } if source.kind() == ErrorKind::PermissionDenied => {
+            "permission"
+        }
+        ServerError::Reservations { .. } => "io",
     };
     native(code, &error.to_string())
+}
+
+impl IscsiServer {
+    /// For other front ends that serve the same LUNs.
+    pub(crate) fn devices(&self) -> Arc<Devices> {
+        self.inner.devices()
+    }
 }
 
 #[pymethods]
@@ -52,6 +69,20 @@ impl IscsiServer {
     fn address(&self) -> (String, u16) {
         let bound = self.inner.address();
         (bound.ip().to_string(), bound.port())
+    }
+
+    /// Keeps the persistent reservations that hosts want kept (APTPL) in this directory, made if need be; without it hosts are refused
+    /// that. To be called once, before the first `set_lun`.
+    fn set_reservation_directory(&self, py: Python<'_>, path: PathBuf) -> PyResult<()> {
+        py.detach(|| self.inner.set_reservation_directory(&path)).map_err(|e| refusal(&e))
+    }
+
+    /// Forgets every reservation of the LUN with this UUID, also on disk: when the volume is deleted, or an administrator wants it.
+    fn forget_reservations(&self, py: Python<'_>, uuid: &str) -> PyResult<()> {
+        let Ok(parsed) = Uuid::parse_str(uuid) else {
+            return Err(native("invalid", &format!("{uuid:?} is not a UUID")));
+        };
+        py.detach(|| self.inner.forget_reservations(parsed.as_bytes())).map_err(|e| refusal(&e))
     }
 
     fn add_target(&self, py: Python<'_>, iqn: &str) -> PyResult<()> {

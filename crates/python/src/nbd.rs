@@ -7,6 +7,7 @@ use pyo3::{prelude::*, types::PyDict};
 
 use crate::{
     error::{address, io, nanoseconds, native},
+    iscsi::IscsiServer,
     lun::Lun,
 };
 
@@ -53,6 +54,11 @@ impl NbdServer {
     fn address(&self) -> (String, u16) {
         let bound = self.inner.address();
         (bound.ip().to_string(), bound.port())
+    }
+
+    /// Heeds the reservations that initiators of `iscsi` make, for the exports added from now on; to be called once.
+    fn heed_reservations(&self, iscsi: &IscsiServer) {
+        self.inner.heed_reservations(iscsi.devices());
     }
 
     #[pyo3(signature = (name, lun, description=""))]

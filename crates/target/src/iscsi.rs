@@ -23,13 +23,15 @@ mod session;
 mod transfers;
 
 use crate::lun::LunRef;
-use crate::scsi::{OffloadCount, Policy};
+use crate::scsi::{Devices, OffloadCount, Policy};
 use accept::Listener;
 use catalogue::Catalogue;
 use parking_lot::Mutex;
+use playhead_journal::files::DiskFiles;
 use registry::Registry;
 use std::io;
 use std::net::SocketAddr;
+use std::path::Path;
 use std::sync::atomic::AtomicUsize;
 use std::sync::Arc;
 use std::time::{Duration, Instant, SystemTime};
@@ -84,6 +86,14 @@ pub enum ServerError {
     /// The accepting thread could not be started.
     #[error("cannot start the iSCSI server: {0}")]
     Start(io::Error),
+    /// The medium refused what was to be done to kept reservations.
+    #[error("the persistent reservations in {what} cannot be kept or forgotten: {source}")]
+    Reservations {
+        /// The directory, or the LUN's UUID.
+        what: String,
+        /// The operating system's words.
+        source: io::Error,
+    },
     /// There is a target of this name.
     #[error("an iSCSI target named {iqn:?} exists already; remove it first or choose another name")]
     NameTaken {
@@ -249,6 +259,30 @@ impl Server {
             unit.offload_counts().into_iter().map(|line| (Arc::clone(target), line))
         });
         lines.collect()
+    }
+
+    /// What every LUN is to SCSI, for other front ends that serve the same LUNs.
+    pub fn devices(&self) -> Arc<Devices> {
+        Arc::clone(self.shared.catalogue.devices())
+    }
+
+    /// From now on persistent reservations that are to survive a loss of power (APTPL) do, as files in `directory`, which is made if
+    /// need be. To be called once, before the first LUN is presented; without it APTPL is refused.
+    ///
+    /// Errors: [`ServerError::Reservations`].
+    pub fn set_reservation_directory(&self, directory: &Path) -> Result<(), ServerError> {
+        let keep = self.shared.catalogue.devices().keep_in(Arc::new(DiskFiles), directory);
+        keep.map_err(|source| ServerError::Reservations { what: directory.display().to_string(), source })
+    }
+
+    /// Forgets the reservations and registrations of the LUN `uuid`, also on the medium: for a LUN that is deleted, or by an
+    /// administrator's wish. Registrants that are there are told.
+    ///
+    /// Errors: [`ServerError::Reservations`]; then nothing is forgotten.
+    pub fn forget_reservations(&self, uuid: &[u8; 16]) -> Result<(), ServerError> {
+        let forgotten = self.shared.catalogue.devices().forget(uuid);
+        let what = || uuid::Uuid::from_bytes(*uuid).to_string();
+        forgotten.map_err(|source| ServerError::Reservations { what: what(), source })
     }
 
     /// Adds a target without LUNs.

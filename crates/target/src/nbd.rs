@@ -25,6 +25,7 @@ use std::time::{Duration, Instant, SystemTime};
 use parking_lot::Mutex;
 
 use crate::lun::LunRef;
+use crate::scsi::Devices;
 use accept::Shared;
 
 /// What one server allows its clients. The defaults suit an appliance.
@@ -177,6 +178,14 @@ impl Server {
     /// Where it listens.
     pub fn address(&self) -> SocketAddr {
         self.address
+    }
+
+    /// Heeds the reservations of the SCSI initiators that get the same LUNs by a [`crate::iscsi::Server`]: a client, who cannot
+    /// register, gets EPERM for what they forbid. For the exports added from now on; to be called once.
+    pub fn heed_reservations(&self, devices: Arc<Devices>) {
+        if self.shared.exports.devices.set(devices).is_err() {
+            log::warn!("the NBD server heeds reservations already; told so twice");
+        }
     }
 
     /// Offers `lun` under `name` (1 to 4096 bytes of UTF-8 without NUL). `description` is a line for people.

@@ -5,6 +5,7 @@
 //! [`LogicalUnit::execute`]. What is not implemented is refused with the standard's sense data, never answered with GOOD.
 
 mod blocks;
+mod device;
 mod execute;
 mod job;
 mod nexus;
@@ -14,8 +15,9 @@ mod report;
 mod reservation;
 mod unit;
 
+pub use device::{Device, Devices, TargetPort};
 pub use job::{Cancel, Job, JobEnd};
-pub use nexus::{Attention, InitiatorPort, Nexus};
+pub use nexus::{Attention, Changing, InitiatorPort, Nexus};
 pub use policy::{Offload, OffloadCount, Offloads, Policy, Rule};
 pub use reach::{Nowhere, Reach, Reached};
 pub use report::{execute_without_unit, report_luns};

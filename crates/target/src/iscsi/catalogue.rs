@@ -2,7 +2,7 @@
 
 use super::ServerError;
 use crate::lun::LunRef;
-use crate::scsi::LogicalUnit;
+use crate::scsi::{Devices, LogicalUnit, TargetPort};
 use parking_lot::RwLock;
 use playhead_wire::iscsi::text::is_iscsi_name;
 use std::collections::BTreeMap;
@@ -16,6 +16,8 @@ const LUN_MAX: u16 = 16_383;
 /// One target.
 pub(super) struct Target {
     pub(super) name: Arc<str>,
+    port: Arc<TargetPort>,
+    devices: Arc<Devices>,
     units: RwLock<BTreeMap<u16, Arc<LogicalUnit>>>,
     /// Changes with `units`: sessions compare it to know their copy is stale.
     generation: AtomicU64,
@@ -47,7 +49,8 @@ impl Target {
         if number > LUN_MAX {
             return Err(ServerError::BadName { name: number.to_string() });
         }
-        let unit = Arc::new(LogicalUnit::new(lun, Arc::clone(&self.name)));
+        let device = self.devices.find(&lun.identity().uuid);
+        let unit = Arc::new(LogicalUnit::new(lun, Arc::clone(&self.port), device));
         self.change(|units| units.insert(number, unit));
         Ok(())
     }
@@ -84,6 +87,7 @@ pub(super) fn let_go(unit: &Arc<LogicalUnit>, deadline: Instant) -> bool {
 #[derive(Default)]
 pub(super) struct Catalogue {
     targets: RwLock<BTreeMap<String, Arc<Target>>>,
+    devices: Arc<Devices>,
 }
 
 impl Catalogue {
@@ -95,8 +99,17 @@ impl Catalogue {
         if targets.contains_key(iqn) {
             return Err(ServerError::NameTaken { iqn: iqn.to_owned() });
         }
-        let target =
-            Target { name: iqn.into(), units: RwLock::new(BTreeMap::new()), generation: AtomicU64::new(0) };
+        let taken: Vec<u16> = targets.values().map(|target| target.port.relative_id).collect();
+        // There are fewer targets than numbers: each costs far more than a byte of memory.
+        let relative_id = (1..=u16::MAX).find(|id| !taken.contains(id)).unwrap_or(u16::MAX);
+        let name: Arc<str> = iqn.into();
+        let target = Target {
+            port: Arc::new(TargetPort { name: Arc::clone(&name), relative_id }),
+            name,
+            devices: Arc::clone(&self.devices),
+            units: RwLock::new(BTreeMap::new()),
+            generation: AtomicU64::new(0),
+        };
         targets.insert(iqn.to_owned(), Arc::new(target));
         Ok(())
     }
@@ -109,6 +122,11 @@ impl Catalogue {
     pub(super) fn remove(&self, iqn: &str) -> Result<Arc<Target>, ServerError> {
         let no_such = || ServerError::NoSuchTarget { iqn: iqn.to_owned() };
         self.targets.write().remove(iqn).ok_or_else(no_such)
+    }
+
+    /// What every LUN is to SCSI, whichever target presents it.
+    pub(super) fn devices(&self) -> &Arc<Devices> {
+        &self.devices
     }
 
     /// Every unit, with its target's name.

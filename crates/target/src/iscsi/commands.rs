@@ -41,6 +41,8 @@ struct Write {
 #[derive(Default)]
 pub(super) struct Batch {
     view: Option<View>,
+    /// The epoch of them all.
+    epoch: u32,
     writes: Vec<Write>,
     bytes: usize,
 }
@@ -61,6 +63,8 @@ pub(super) struct Asked {
     pub(super) read: bool,
     /// Expected Data Transfer Length.
     pub(super) expected_bytes: u32,
+    /// The epoch of nexus and unit in which it came.
+    pub(super) epoch: u32,
 }
 
 impl Asked {
@@ -70,6 +74,7 @@ impl Asked {
             immediate: command.immediate,
             read: command.read,
             expected_bytes: command.expected_bytes,
+            epoch: 0,
         }
     }
 
@@ -114,7 +119,7 @@ impl Session {
         if !request.immediate {
             self.answers.under_way += 1;
         }
-        let asked = Asked::of(request);
+        let mut asked = Asked::of(request);
         if request.attribute > 1 {
             // Ordered and head-of-queue tasks wait for what came before them.
             self.submit_batch();
@@ -137,6 +142,8 @@ impl Session {
             }
         };
         let view = &self.views[at];
+        // Before it is admitted: whatever ends its right to run after that changes the epoch.
+        asked.epoch = view.unit.epoch(&view.nexus);
         if let Err(refusal) = view.unit.admit(&view.nexus, &command) {
             self.refuse(at, &asked, refusal);
             return Ok(());
@@ -164,7 +171,7 @@ impl Session {
         }
         let wanted = needed.min(announced) as usize;
         if data_len < wanted {
-            self.begin_transfer(at, command, request, wanted, data_at, data_len);
+            self.begin_transfer(at, command, request, &asked, wanted, (data_at, data_len));
             return Ok(());
         }
         let view = self.views[at].clone();
@@ -211,11 +218,13 @@ impl Session {
         }
         let same_unit = self.batch.view.as_ref().is_some_and(|v| Arc::ptr_eq(&v.unit, &view.unit));
         if !same_unit
+            || self.batch.epoch != asked.epoch
             || self.batch.bytes + bytes > BATCH_BYTES_MAX
             || self.batch.writes.len() >= BATCH_WRITES_MAX
         {
             self.submit_batch();
             self.batch.view = Some(view.clone());
+            self.batch.epoch = asked.epoch;
         }
         self.batch.bytes += bytes;
         self.batch.writes.push(Write { lba: blocks.lba, source, bytes, fua, ending });
@@ -240,6 +249,14 @@ impl Session {
             return;
         };
         let mut writes = std::mem::take(&mut self.batch.writes);
+        let Some(changing) = view.unit.changing(&view.nexus, self.batch.epoch) else {
+            // Ended by a reset or by another initiator: no answer (SAM-5 5.6, TAS=0).
+            for write in writes {
+                self.answers.finish(write.ending.immediate);
+            }
+            self.batch.bytes = 0;
+            return;
+        };
         let received = &self.link.received;
         let changes: Vec<Change<'_>> = writes
             .iter()
@@ -266,6 +283,7 @@ impl Session {
             self.handle.written_bytes.fetch_add(self.batch.bytes as u64, Ordering::Relaxed);
         }
         drop(changes);
+        drop(changing);
         let descriptor_format = view.unit.settings().descriptor_sense;
         let mut to_flush = Vec::new();
         for (i, write) in writes.drain(..).enumerate() {
@@ -323,6 +341,15 @@ impl Session {
 
     fn execute(&mut self, view: &View, command: &Command, asked: &Asked, source: &Source, bytes: usize) {
         self.submit_batch();
+        // Held while it runs. Commands that end others' tasks wait for those, so they are not among them.
+        let mut changing = None;
+        if command.changes_blocks() {
+            changing = view.unit.changing(&view.nexus, asked.epoch);
+            if changing.is_none() {
+                self.answers.finish(asked.immediate);
+                return;
+            }
+        }
         let mut data_in = std::mem::take(&mut self.data_in);
         data_in.clear();
         let data_out = match source {
@@ -331,6 +358,7 @@ impl Session {
         };
         let reach = SessionReach { shared: &self.shared, port: &self.port, views: &self.views };
         let result = view.unit.execute(&view.nexus, command, data_out, &mut data_in, &reach);
+        drop(changing);
         let moved = command.data_out_bytes(BLOCK_BYTES as u64);
         match result {
             Ok(Done::AfterFlush) => {

@@ -147,7 +147,7 @@ impl Session {
     pub(super) fn start_job(&mut self, view: &View, command: &Command, asked: &Asked, job: Job) {
         let number = self.next_job;
         self.next_job += 1;
-        let cancel = Arc::new(Cancel::new(Arc::clone(&view.unit), Arc::clone(&view.nexus)));
+        let cancel = Arc::new(Cancel::since(Arc::clone(&view.unit), Arc::clone(&view.nexus), asked.epoch));
         let over = Arc::new(Over::default());
         let working = Working {
             asked: *asked,
@@ -159,13 +159,15 @@ impl Session {
         };
         let handle = Arc::clone(&self.handle);
         let task = Box::new(move || {
-            let end = if cancel.is_cancelled() {
+            let changing = cancel.changing();
+            let end = if changing.is_none() || cancel.is_cancelled() {
                 Err(Refusal::Check(Sense::INTERNAL_FAILURE)) // not told to anyone
             } else {
                 // A fault in one copy must not cost the others their worker.
                 catch_unwind(AssertUnwindSafe(|| job.run(&cancel)))
                     .unwrap_or(Err(Refusal::Check(Sense::INTERNAL_FAILURE)))
             };
+            drop(changing);
             drop(cancel);
             *over.flag.lock() = true;
             over.changed.notify_all();

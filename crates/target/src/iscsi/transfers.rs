@@ -26,7 +26,6 @@ struct Transfer {
     command: Command,
     asked: Asked,
     lun: [u8; 8],
-    epoch: u32,
     /// Bytes the command needs of what was announced.
     wanted: usize,
     buffer: Vec<u8>,
@@ -159,22 +158,16 @@ impl Transfer {
 }
 
 impl Session {
-    /// Starts gathering `wanted` bytes, of which `data_len` came with the command.
+    /// Starts gathering `wanted` bytes, of which `data_len` at `data_at` came with the command.
     pub(super) fn begin_transfer(
         &mut self,
         at: usize,
         command: Command,
         request: &ScsiCommand,
+        asked: &Asked,
         wanted: usize,
-        data_at: usize,
-        data_len: usize,
+        (data_at, data_len): (usize, usize),
     ) {
-        let asked = Asked {
-            itt: request.itt,
-            immediate: request.immediate,
-            read: request.read,
-            expected_bytes: request.expected_bytes,
-        };
         let limits = &self.shared.limits;
         let held = &self.shared.held_bytes;
         let in_all = held.fetch_add(wanted, Ordering::Relaxed) + wanted;
@@ -194,10 +187,9 @@ impl Session {
         let first_burst = self.parameters.first_burst_bytes;
         let unsolicited_end = (!request.is_final).then(|| first_burst.min(request.expected_bytes) as usize);
         let transfer = Transfer {
-            epoch: view.unit.epoch(&view.nexus),
             view,
             command,
-            asked,
+            asked: *asked,
             lun: request.lun,
             wanted,
             buffer,
@@ -270,7 +262,7 @@ impl Session {
             return;
         };
         let view = &transfer.view;
-        if view.unit.epoch(&view.nexus) != transfer.epoch {
+        if view.unit.epoch(&view.nexus) != transfer.asked.epoch {
             // Ended by a reset or by another initiator: no answer (SAM-5 5.6, TAS=0).
             self.answers.finish(transfer.asked.immediate);
             return;
@@ -288,7 +280,7 @@ impl Session {
     /// Drops a task of this tag that someone else ended, so that its tag may be used again.
     pub(super) fn forget_stale(&mut self, itt: u32) {
         if let Some(transfer) = self.transfers.by_itt.get(&itt) {
-            if transfer.view.unit.epoch(&transfer.view.nexus) != transfer.epoch {
+            if transfer.view.unit.epoch(&transfer.view.nexus) != transfer.asked.epoch {
                 self.abort_transfer(itt);
             }
         }

@@ -78,6 +78,10 @@ pub(super) struct Disk {
     pub(super) lun: LunRef,
     size_bytes: u64,
     read_only: bool,
+    /// Reservations of SCSI initiators let a client read.
+    may_read: bool,
+    /// And write.
+    may_write: bool,
 }
 
 /// A change that is in the batch and not answered.
@@ -124,11 +128,14 @@ impl<'a> Desk<'a> {
 
     /// The LUN as it is now; nothing once [`Desk::leave`] was called.
     pub(super) fn disk(&self) -> Option<Disk> {
-        let lun = self.entry.as_ref()?.lun();
+        let entry = self.entry.as_ref()?;
+        let lun = entry.lun();
         Some(Disk {
             lun: LunRef::clone(lun),
             size_bytes: lun.block_count().saturating_mul(BLOCK_BYTES as u64),
             read_only: lun.read_only(),
+            may_read: entry.export().admitted(false),
+            may_write: entry.export().admitted(true),
         })
     }
 
@@ -175,6 +182,9 @@ impl<'a> Desk<'a> {
         };
         if changing && disk.read_only {
             return refuse(ErrorCode::Permission, "the export is read-only");
+        }
+        if !(if changing { disk.may_write } else { disk.may_read }) {
+            return refuse(ErrorCode::Permission, "a SCSI initiator has reserved the disk");
         }
         let end = request.offset.checked_add(u64::from(request.length));
         if end.is_none_or(|end| end > disk.size_bytes) {

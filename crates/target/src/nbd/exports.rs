@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 use std::time::{Duration, Instant};
 
 use parking_lot::{Condvar, Mutex, RwLock};
@@ -10,12 +10,15 @@ use playhead_wire::nbd::text;
 
 use super::{ExportStatus, ServerError};
 use crate::lun::{LunRef, BLOCK_BYTES};
+use crate::scsi::{Device, Devices};
 
 /// One LUN under a name.
 pub(super) struct Export {
     pub(super) name: String,
     pub(super) description: String,
     lun: LunRef,
+    /// What the LUN is to SCSI initiators, if there are any.
+    device: Option<Arc<Device>>,
     closing: AtomicBool,
     users: Mutex<usize>,
     left: Condvar,
@@ -29,6 +32,11 @@ impl Export {
 
     pub(super) fn read_only(&self) -> bool {
         self.lun.read_only()
+    }
+
+    /// Whether the reservations that SCSI initiators have let an NBD client read (or also `write`).
+    pub(super) fn admitted(&self, write: bool) -> bool {
+        self.device.as_ref().is_none_or(|device| device.admits_strangers(write))
     }
 
     /// Whether the export was removed.
@@ -96,6 +104,7 @@ pub(super) enum NotFound {
 #[derive(Default)]
 pub(super) struct Exports {
     by_name: RwLock<BTreeMap<String, Arc<Export>>>,
+    pub(super) devices: OnceLock<Arc<Devices>>,
 }
 
 impl Exports {
@@ -111,6 +120,7 @@ impl Exports {
         let export = Arc::new(Export {
             name: name.into(),
             description: description.into(),
+            device: self.devices.get().map(|devices| devices.find(&lun.identity().uuid)),
             lun,
             closing: AtomicBool::new(false),
             users: Mutex::new(0),

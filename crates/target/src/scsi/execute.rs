@@ -64,7 +64,7 @@ impl LogicalUnit {
                 if load_eject {
                     return Err(Sense::in_cdb(4, Some(1)).into()); // the medium is not removable
                 }
-                self.stopped.store(!start, Ordering::Relaxed);
+                self.device.stopped.store(!start, Ordering::Relaxed);
                 if !start {
                     done = Done::AfterFlush;
                 }
@@ -113,13 +113,17 @@ impl LogicalUnit {
             Command::ReportSupportedTmfs { extended, .. } => {
                 report::task_management(extended, data_in);
             }
-            Command::Reserve6 => self.reserve_6(nexus)?,
-            Command::Release6 => self.with_reservations(|r| r.release_6(nexus.id)),
+            Command::Reserve => {
+                self.device.change_in_memory(|r| r.reserve_legacy(&nexus.it_nexus()))?;
+            }
+            Command::Release => {
+                self.device.change_in_memory(|r| r.release_legacy(&nexus.it_nexus()))?;
+            }
             Command::PersistentReserveIn { service_action, .. } => {
-                self.reserve_in(service_action, data_in)?;
+                self.device.reserve_in(service_action, data_in)?;
             }
             Command::PersistentReserveOut { service_action, scope, kind, .. } => {
-                self.reserve_out(nexus, service_action, scope, kind, data_out)?
+                self.device.reserve_out(nexus, service_action, scope, kind, data_out)?;
             }
             Command::Read(_) | Command::Write(_) | Command::ReportLuns { .. } => {
                 return Err(Sense::INTERNAL_FAILURE.into());

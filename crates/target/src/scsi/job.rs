@@ -1,6 +1,6 @@
 //! Work that takes longer than a session may stand still: the command ends when the work does, its session goes on meanwhile.
 
-use super::nexus::Nexus;
+use super::nexus::{Changing, Nexus};
 use super::unit::{LogicalUnit, Refusal};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::Arc;
@@ -21,12 +21,22 @@ impl Cancel {
     /// For a command of `nexus` on `unit` that begins now.
     pub fn new(unit: Arc<LogicalUnit>, nexus: Arc<Nexus>) -> Cancel {
         let epoch = unit.epoch(&nexus);
+        Cancel::since(unit, nexus, epoch)
+    }
+
+    /// As [`Cancel::new`], for a command that began in `epoch`.
+    pub fn since(unit: Arc<LogicalUnit>, nexus: Arc<Nexus>, epoch: u32) -> Cancel {
         Cancel { unit, nexus, epoch, aborted: AtomicBool::new(false) }
     }
 
     /// The command was aborted, its tasks were cleared or its unit was reset: stop soon, and change nothing more.
     pub fn is_cancelled(&self) -> bool {
         self.aborted.load(Ordering::Acquire) || self.unit.epoch(&self.nexus) != self.epoch
+    }
+
+    /// For the time in which the job changes its unit; `None` if it may not any more.
+    pub fn changing(&self) -> Option<Changing> {
+        self.unit.changing(&self.nexus, self.epoch)
     }
 
     /// Asks the job to stop.

@@ -1,8 +1,10 @@
 //! I_T_L nexuses: what one initiator port and one logical unit remember of each other (SAM-5 4.5).
 
+use super::device::TargetPort;
 use super::policy::{Counters, Offload, Offloads};
+use super::reservation::{Access, ItNexus, Rights};
 use playhead_wire::scsi::Sense;
-use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, AtomicU8, Ordering};
+use std::sync::atomic::{fence, AtomicBool, AtomicU32, AtomicU64, AtomicU8, Ordering};
 use std::sync::Arc;
 
 /// Who an initiator port is: its name and the ISID of its session (RFC 7143 4.4.3). Survives the session.
@@ -60,9 +62,15 @@ pub struct Nexus {
     pub(super) id: u64,
     /// The initiator's end.
     pub(super) port: InitiatorPort,
+    /// The target's end.
+    pub(super) target: Arc<TargetPort>,
     attentions: AtomicU32,
     /// Counts the times this nexus' tasks were ended by someone else.
     pub(super) epoch: AtomicU32,
+    /// Commands that are changing the unit at this moment.
+    changing: AtomicU32,
+    /// [`Rights`] under the reservations there are.
+    rights: AtomicU8,
     /// [`Offloads`] in force.
     offloads: AtomicU8,
     /// This initiator may not change the unit, whatever others may.
@@ -72,13 +80,21 @@ pub struct Nexus {
 
 impl Nexus {
     /// A new nexus; its first command will hear of the power on.
-    pub(super) fn new(port: InitiatorPort, offloads: Offloads, counters: Arc<Counters>) -> Nexus {
+    pub(super) fn new(
+        port: InitiatorPort,
+        target: Arc<TargetPort>,
+        offloads: Offloads,
+        counters: Arc<Counters>,
+    ) -> Nexus {
         static NEXT: AtomicU64 = AtomicU64::new(1);
         Nexus {
             id: NEXT.fetch_add(1, Ordering::Relaxed),
             port,
+            target,
             attentions: AtomicU32::new(Attention::PowerOn as u32),
             epoch: AtomicU32::new(0),
+            changing: AtomicU32::new(0),
+            rights: AtomicU8::new(Rights::ALL.bits()),
             offloads: AtomicU8::new(offloads.bits()),
             read_only: AtomicBool::new(false),
             counters,
@@ -88,6 +104,24 @@ impl Nexus {
     /// The initiator's end.
     pub fn port(&self) -> &InitiatorPort {
         &self.port
+    }
+
+    /// Whose registrations this nexus uses.
+    pub(super) fn it_nexus(&self) -> ItNexus {
+        ItNexus { initiator: self.port.clone(), target: Arc::clone(&self.target.name) }
+    }
+
+    pub(super) fn set_rights(&self, rights: Rights) {
+        self.rights.store(rights.bits(), Ordering::Release);
+    }
+
+    /// Whether the reservations let a command of this kind pass: one load, for the hot path.
+    pub(super) fn permits(&self, access: Access) -> bool {
+        Rights::from_bits(self.rights.load(Ordering::Acquire)).permit(access)
+    }
+
+    pub(super) fn is_changing(&self) -> bool {
+        self.changing.load(Ordering::Acquire) > 0
     }
 
     /// The offloads this initiator gets of this unit.
@@ -151,6 +185,26 @@ impl Nexus {
     }
 }
 
+/// The time in which a command changes a unit: whoever ends tasks waits for its end.
+#[derive(Debug)]
+pub struct Changing(Arc<Nexus>);
+
+impl Changing {
+    /// Begins. The caller looks at the epoch after this, and not before.
+    pub(super) fn begin(nexus: &Arc<Nexus>) -> Changing {
+        nexus.changing.fetch_add(1, Ordering::AcqRel);
+        // Pairs with the fence of whoever ends tasks: one of the two sees the other.
+        fence(Ordering::SeqCst);
+        Changing(Arc::clone(nexus))
+    }
+}
+
+impl Drop for Changing {
+    fn drop(&mut self) {
+        self.0.changing.fetch_sub(1, Ordering::AcqRel);
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -158,7 +212,8 @@ mod tests {
     #[test]
     fn attentions_come_out_once_each_by_precedence() {
         let port = InitiatorPort { name: "iqn.a".into(), isid: [0; 6] };
-        let nexus = Nexus::new(port, Offloads::ALL, Arc::default());
+        let target = Arc::new(TargetPort { name: "iqn.t".into(), relative_id: 1 });
+        let nexus = Nexus::new(port, target, Offloads::ALL, Arc::default());
         nexus.attend(Attention::CapacityChanged);
         assert_eq!(nexus.take_attention(), Some(Sense::POWER_ON));
         assert_eq!(nexus.take_attention(), Some(Sense::CAPACITY_CHANGED));

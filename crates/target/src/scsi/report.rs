@@ -12,7 +12,7 @@ const VENDOR: &str = "PLAYHEAD";
 const PRODUCT: &str = "VOLUME";
 const REVISION: &str = concat!(env!("CARGO_PKG_VERSION_MAJOR"), ".", env!("CARGO_PKG_VERSION_MINOR"));
 /// The one target portal group.
-const PORTAL_GROUP: u16 = 1;
+pub(super) const PORTAL_GROUP: u16 = 1;
 
 /// INQUIRY, standard data or a vital product data page.
 pub(super) fn inquiry(
@@ -27,7 +27,8 @@ pub(super) fn inquiry(
         revision: REVISION,
         serial: &unit.serial,
         naa: unit.naa,
-        target_name: &unit.target_name,
+        target_name: &unit.target.name,
+        relative_port: unit.target.relative_id,
         portal_group: PORTAL_GROUP,
     };
     match page {
@@ -132,6 +133,7 @@ pub fn execute_without_unit(command: &Command, data_in: &mut Vec<u8>) -> Result<
                 serial: "",
                 naa: [0; 16],
                 target_name: "",
+                relative_port: 0,
                 portal_group: PORTAL_GROUP,
             };
             inquiry::emit_standard(&identity, inquiry::ABSENT, data_in);

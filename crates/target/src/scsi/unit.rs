@@ -1,15 +1,15 @@
 //! A logical unit: a LUN with the state SCSI hangs on it (attentions, reservations, mode pages).
 
+use super::device::{Device, TargetPort};
 use super::job::Job;
-use super::nexus::{Attention, InitiatorPort, Nexus};
+use super::nexus::{Attention, Changing, InitiatorPort, Nexus};
 use super::policy::{Ledger, Offload, OffloadCount, Policy};
-use super::reservation::{Access, Reservations};
+use super::reservation::Access;
 use crate::lun::{LunError, LunRef, BLOCK_BYTES};
-use parking_lot::Mutex;
 use playhead_wire::scsi::inquiry::BlockLimits;
-use playhead_wire::scsi::mode::{Settings, DEFAULTS};
+use playhead_wire::scsi::mode::Settings;
 use playhead_wire::scsi::{Command, Sense};
-use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, AtomicU8, Ordering};
+use std::sync::atomic::Ordering;
 use std::sync::Arc;
 
 /// What VPD page B0 promises and [`LogicalUnit::admit`] enforces, in blocks.
@@ -76,35 +76,26 @@ fn sense_of(error: &LunError, io: Sense) -> Sense {
     }
 }
 
-/// A LUN as one target presents it. State is in memory: a restart is a power on.
+/// A LUN as one target presents it. What does not depend on the target is in the [`Device`].
 pub struct LogicalUnit {
     pub(super) lun: LunRef,
-    pub(super) target_name: Arc<str>,
+    pub(super) target: Arc<TargetPort>,
+    pub(super) device: Arc<Device>,
     pub(super) serial: String,
     pub(super) naa: [u8; 16],
-    nexuses: Mutex<Vec<Arc<Nexus>>>,
     ledger: Ledger,
-    /// The size all nexuses know of, in blocks.
-    known_block_count: AtomicU64,
-    /// Counts the times all tasks were ended.
-    epoch: AtomicU32,
-    settings: AtomicU8,
-    pub(super) stopped: AtomicBool,
-    /// Whether `reservations` holds anything: spares the hot path the lock.
-    reserved: AtomicBool,
-    reservations: Mutex<Reservations>,
+}
+
+impl Drop for LogicalUnit {
+    fn drop(&mut self) {
+        self.device.remove_port(&self.target);
+    }
 }
 
 impl std::fmt::Debug for LogicalUnit {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.debug_struct("LogicalUnit").field("name", &self.lun.identity().name).finish_non_exhaustive()
     }
-}
-
-fn pack(settings: Settings) -> u8 {
-    u8::from(settings.write_cache)
-        | u8::from(settings.descriptor_sense) << 1
-        | u8::from(settings.write_protect) << 2
 }
 
 /// NAA 6 (SPC-4 7.8.5.6.5) under a locally administered company id, 02-50-48: the project has none of the IEEE's. The other
@@ -119,21 +110,16 @@ fn naa_of(uuid: &[u8; 16]) -> [u8; 16] {
 }
 
 impl LogicalUnit {
-    /// Presents `lun` as a unit of the target `target_name`.
-    pub fn new(lun: LunRef, target_name: Arc<str>) -> LogicalUnit {
+    /// Presents `lun`, whose state is `device`, as a unit of `target`.
+    pub fn new(lun: LunRef, target: Arc<TargetPort>, device: Arc<Device>) -> LogicalUnit {
         let uuid = lun.identity().uuid;
+        device.add_port(&target);
         LogicalUnit {
-            target_name,
+            target,
+            device,
             serial: uuid.iter().map(|byte| format!("{byte:02x}")).collect(),
             naa: naa_of(&uuid),
-            nexuses: Mutex::new(Vec::new()),
             ledger: Ledger::default(),
-            known_block_count: AtomicU64::new(lun.block_count()),
-            epoch: AtomicU32::new(0),
-            settings: AtomicU8::new(pack(DEFAULTS)),
-            stopped: AtomicBool::new(false),
-            reserved: AtomicBool::new(false),
-            reservations: Mutex::new(Reservations::default()),
             lun,
         }
     }
@@ -150,22 +136,22 @@ impl LogicalUnit {
 
     /// Begins a nexus with `port`, under `policy`.
     pub fn attach(&self, port: InitiatorPort, policy: &Policy) -> Arc<Nexus> {
-        let nexus = self.visit(port, policy);
-        self.nexuses.lock().push(Arc::clone(&nexus));
-        nexus
+        self.visit(port, policy)
     }
 
-    /// A nexus for one command that names this unit from elsewhere: nothing is told to it, and it need not end.
+    /// A nexus for one command that names this unit from elsewhere: it need not end.
     pub fn visit(&self, port: InitiatorPort, policy: &Policy) -> Arc<Nexus> {
         let offloads = policy.in_force(&self.lun.identity().uuid, &port.name);
         let counters = self.ledger.of(&port.name);
-        Arc::new(Nexus::new(port, offloads, counters))
+        let nexus = Arc::new(Nexus::new(port, Arc::clone(&self.target), offloads, counters));
+        self.device.enter(&nexus);
+        nexus
     }
 
     /// Puts another policy in force; initiators that get other offloads than before are told to look again.
     pub fn set_policy(&self, policy: &Policy) {
         let uuid = self.lun.identity().uuid;
-        for nexus in self.nexuses.lock().iter() {
+        for nexus in self.device.nexuses() {
             nexus.set_offloads(policy.in_force(&uuid, &nexus.port.name));
         }
     }
@@ -175,71 +161,50 @@ impl LogicalUnit {
         self.ledger.lines(self.lun.identity().uuid)
     }
 
-    /// Ends a nexus: a RESERVE(6) goes with it, persistent registrations stay.
+    /// Ends a nexus: its RESERVE goes with it, persistent registrations stay.
     pub fn detach(&self, nexus: &Nexus) {
-        self.nexuses.lock().retain(|other| other.id != nexus.id);
-        self.with_reservations(|reservations| reservations.nexus_lost(nexus.id));
+        self.device.leave(nexus);
     }
 
-    /// Runs `f` on the reservations and refreshes the flag in front of them.
-    pub(super) fn with_reservations<T>(&self, f: impl FnOnce(&mut Reservations) -> T) -> T {
-        let mut reservations = self.reservations.lock();
-        let result = f(&mut reservations);
-        self.reserved.store(reservations.restrict(), Ordering::Release);
-        result
-    }
-
-    /// Establishes `attention` for every nexus that `chosen` picks.
+    /// Establishes `attention` for every nexus that `chosen` picks, whichever target it is with.
     pub(super) fn attend(&self, attention: Attention, chosen: impl Fn(&Nexus) -> bool) {
-        for nexus in self.nexuses.lock().iter().filter(|nexus| chosen(nexus)) {
-            nexus.attend(attention);
-        }
+        self.device.attend(attention, chosen);
     }
 
     /// Tells every initiator that the target's list of units changed.
     pub fn luns_changed(&self) {
-        self.attend(Attention::ReportedLunsChanged, |_| true);
+        self.attend(Attention::ReportedLunsChanged, |nexus| nexus.target == self.target);
     }
 
-    /// LOGICAL UNIT RESET (SAM-5 7.7): ends all tasks and RESERVE(6), restores mode pages, tells every initiator.
+    /// LOGICAL UNIT RESET (SAM-5 7.7): ends all tasks and RESERVE, restores mode pages, tells every initiator.
     pub fn reset(&self) {
-        self.epoch.fetch_add(1, Ordering::AcqRel);
-        self.settings.store(pack(DEFAULTS), Ordering::Relaxed);
-        self.stopped.store(false, Ordering::Relaxed);
-        self.with_reservations(Reservations::reset);
-        self.attend(Attention::Reset, |_| true);
+        self.device.reset();
     }
 
     /// CLEAR TASK SET (SAM-5 7.5): ends all tasks and tells the other initiators.
     pub fn clear_task_set(&self, by: &Nexus) {
-        self.epoch.fetch_add(1, Ordering::AcqRel);
-        self.attend(Attention::CommandsCleared, |nexus| nexus.id != by.id);
+        self.device.clear_task_set(by);
     }
 
-    /// Ends the tasks of every nexus of `port`.
-    pub(super) fn abort_tasks_of(&self, port: &InitiatorPort) {
-        for nexus in self.nexuses.lock().iter().filter(|n| n.port == *port) {
-            nexus.epoch.fetch_add(1, Ordering::AcqRel);
-        }
-    }
-
-    /// A task that began in one epoch must not run in another: someone ended it in between.
+    /// A task that began in one epoch must not run in another: someone ended it in between. To be read before the task is admitted.
     pub fn epoch(&self, nexus: &Nexus) -> u32 {
-        // Two counters that only rise: so does their sum.
-        let own = nexus.epoch.load(Ordering::Acquire);
-        self.epoch.load(Ordering::Acquire).wrapping_add(own)
+        self.device.epoch(nexus)
+    }
+
+    /// For a task that began in `epoch` and is about to change the unit: whoever ends tasks waits while the answer is held.
+    /// `None`: the task was ended, and may not.
+    pub fn changing(&self, nexus: &Arc<Nexus>, epoch: u32) -> Option<Changing> {
+        let changing = Changing::begin(nexus);
+        (self.epoch(nexus) == epoch).then_some(changing)
     }
 
     /// The mode page settings in force.
     pub fn settings(&self) -> Settings {
-        let bits = self.settings.load(Ordering::Relaxed);
-        Settings { write_cache: bits & 1 != 0, descriptor_sense: bits & 2 != 0, write_protect: bits & 4 != 0 }
+        self.device.settings()
     }
 
     pub(super) fn set_settings(&self, settings: Settings, by: &Nexus) {
-        if self.settings.swap(pack(settings), Ordering::Relaxed) != pack(settings) {
-            self.attend(Attention::ModeParametersChanged, |n| n.id != by.id);
-        }
+        self.device.set_settings(settings, by);
     }
 
     /// Takes the unit attention that is to be reported instead of running a command that cannot run anyway.
@@ -252,10 +217,12 @@ impl LogicalUnit {
     /// Checks, in this order: unit attentions, policy, reservations, a stopped unit, block range and transfer limit, write protection.
     pub fn admit(&self, nexus: &Nexus, command: &Command) -> Result<(), Refusal> {
         let block_count = self.lun.block_count();
-        if block_count != self.known_block_count.load(Ordering::Relaxed)
-            && block_count != self.known_block_count.swap(block_count, Ordering::Relaxed)
-        {
-            self.attend(Attention::CapacityChanged, |_| true);
+        let known = &self.device.known_block_count;
+        if block_count != known.load(Ordering::Relaxed) {
+            let before = known.swap(block_count, Ordering::Relaxed);
+            if before != block_count && before != u64::MAX {
+                self.attend(Attention::CapacityChanged, |_| true);
+            }
         }
         if nexus.has_attention() && !ignores_attention(command) {
             if let Some(sense) = nexus.take_attention() {
@@ -265,13 +232,14 @@ impl LogicalUnit {
         if let Some(offload) = Offload::of(command) {
             check_policy(nexus, offload, command)?;
         }
-        if self.reserved.load(Ordering::Acquire) {
-            let access = Access::of(command);
-            if !self.reservations.lock().permits(nexus.id, &nexus.port, access) {
-                return Err(Refusal::Conflict);
-            }
+        if !nexus.permits(Access::of(command)) {
+            return Err(if self.device.reservations_lost() {
+                Sense::RESERVATIONS_LOST.into()
+            } else {
+                Refusal::Conflict
+            });
         }
-        if self.stopped.load(Ordering::Relaxed) && needs_medium(command) {
+        if self.device.stopped.load(Ordering::Relaxed) && needs_medium(command) {
             return Err(Sense::NEEDS_START.into());
         }
         check_range(command, block_count)?;

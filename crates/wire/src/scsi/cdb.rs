@@ -74,8 +74,8 @@ pub enum Command {
         list_bytes: u32,
     },
     ModeSense(ModeSense),
-    Reserve6,
-    Release6,
+    Reserve,
+    Release,
     StartStopUnit {
         start: bool,
         load_eject: bool,
@@ -208,9 +208,22 @@ impl Command {
                     return Err(long(1, 4)); // third party, extents: obsolete
                 }
                 if cdb[0] == 0x16 {
-                    Command::Reserve6
+                    Command::Reserve
                 } else {
-                    Command::Release6
+                    Command::Release
+                }
+            }
+            0x56 | 0x57 => {
+                if cdb[1] & 0x13 != 0 {
+                    return Err(long(1, 4)); // third party, long id, extents: obsolete
+                }
+                if be16(cdb, 7) != 0 {
+                    return Err(long(7, 7)); // only a long id has a parameter list
+                }
+                if cdb[0] == 0x56 {
+                    Command::Reserve
+                } else {
+                    Command::Release
                 }
             }
             0x1b => {

@@ -15,7 +15,9 @@ pub struct Identity<'a> {
     pub naa: [u8; 16],
     /// iSCSI name of the target.
     pub target_name: &'a str,
-    /// Target portal group the session came in by.
+    /// Relative target port identifier of the target.
+    pub relative_port: u16,
+    /// Target portal group the session came in by, which is also the target port group.
     pub portal_group: u16,
 }
 
@@ -121,7 +123,7 @@ fn push_designator(out: &mut Vec<u8>, code_set: u8, kind: u8, designator: &[u8])
     out.extend_from_slice(&designator[..length]);
 }
 
-/// Device identification (SPC-4 7.8.5): the logical unit by T10 vendor id and NAA, the port by number and name, the target by name.
+/// Device identification (SPC-4 7.8.5): the logical unit by T10 vendor id and NAA, the port by number, group and name, the target by name.
 fn emit_designators(identity: &Identity<'_>, out: &mut Vec<u8>) {
     const BINARY: u8 = 1;
     const ASCII: u8 = 2;
@@ -132,8 +134,10 @@ fn emit_designators(identity: &Identity<'_>, out: &mut Vec<u8>) {
     push_designator(out, ASCII, 0x01, &vendor);
     push_designator(out, BINARY, 0x03, &identity.naa);
     // PIV and association with the target port, then with the target device.
-    let [high, low] = identity.portal_group.to_be_bytes();
+    let [high, low] = identity.relative_port.to_be_bytes();
     push_designator(out, ISCSI | BINARY, 0x94, &[0, 0, high, low]);
+    let [high, low] = identity.portal_group.to_be_bytes();
+    push_designator(out, ISCSI | BINARY, 0x95, &[0, 0, high, low]);
     let port = format!("{},t,0x{:04x}", identity.target_name, identity.portal_group);
     push_designator(out, ISCSI | 3, 0x98, &name_string(&port));
     push_designator(out, ISCSI | 3, 0xa8, &name_string(identity.target_name));
@@ -157,6 +161,7 @@ mod tests {
         serial: "0123456789abcdef",
         naa: [0x60; 16],
         target_name: "iqn.2026-01.example:t",
+        relative_port: 1,
         portal_group: 1,
     };
     const LIMITS: BlockLimits = BlockLimits {

@@ -1,7 +1,11 @@
 //! Persistent reservation parameter data (SPC-4 6.15, 6.16).
 
-use super::be64;
+pub mod transport_id;
+
+pub use transport_id::TransportId;
+
 use super::sense::Sense;
+use super::{be16, be32, be64};
 
 /// Reservation types (SPC-4 table 176). Scope is always the logical unit.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -51,43 +55,122 @@ impl Kind {
     }
 }
 
-/// PERSISTENT RESERVE OUT service actions.
-pub mod out_action {
-    /// REGISTER.
-    pub const REGISTER: u8 = 0;
-    /// RESERVE.
-    pub const RESERVE: u8 = 1;
-    /// RELEASE.
-    pub const RELEASE: u8 = 2;
-    /// CLEAR.
-    pub const CLEAR: u8 = 3;
-    /// PREEMPT.
-    pub const PREEMPT: u8 = 4;
-    /// PREEMPT AND ABORT.
-    pub const PREEMPT_AND_ABORT: u8 = 5;
-    /// REGISTER AND IGNORE EXISTING KEY.
-    pub const REGISTER_AND_IGNORE: u8 = 6;
+/// PERSISTENT RESERVE OUT service actions (SPC-4 table 218).
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[repr(u8)]
+#[allow(missing_docs)] // The standard's own names.
+pub enum OutAction {
+    Register = 0,
+    Reserve = 1,
+    Release = 2,
+    Clear = 3,
+    Preempt = 4,
+    PreemptAndAbort = 5,
+    RegisterAndIgnore = 6,
+    RegisterAndMove = 7,
+    ReplaceLost = 8,
 }
 
+impl OutAction {
+    /// From the SERVICE ACTION field.
+    pub fn from_code(code: u8) -> Option<OutAction> {
+        use OutAction::*;
+        const ALL: [OutAction; 9] = [
+            Register,
+            Reserve,
+            Release,
+            Clear,
+            Preempt,
+            PreemptAndAbort,
+            RegisterAndIgnore,
+            RegisterAndMove,
+            ReplaceLost,
+        ];
+        ALL.into_iter().find(|action| *action as u8 == code)
+    }
+}
+
+/// Bytes of the basic parameter list.
+const BASIC_LEN: usize = 24;
+
 /// The basic parameter list of PERSISTENT RESERVE OUT (SPC-4 6.16.3).
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct OutList {
     /// RESERVATION KEY.
     pub key: u64,
     /// SERVICE ACTION RESERVATION KEY.
     pub action_key: u64,
+    /// APTPL.
+    pub persist: bool,
+    /// ALL_TG_PT.
+    pub all_target_ports: bool,
+    /// The initiator ports of a list with SPEC_I_PT.
+    pub initiators: Option<Vec<TransportId>>,
 }
 
 impl OutList {
-    /// Reads the list. Refuses a length other than 24 bytes, SPEC_I_PT, ALL_TG_PT and APTPL: none is supported.
+    /// Reads the list. Errors: a length that does not fit, or a TransportID that is none of iSCSI's.
     pub fn parse(list: &[u8]) -> Result<OutList, Sense> {
-        if list.len() != 24 {
+        if list.len() < BASIC_LEN {
             return Err(Sense::PARAMETER_LIST_LENGTH);
         }
-        if list[20] & 0x0d != 0 {
-            return Err(Sense::in_parameters(20));
+        let initiators = match list[20] & 0x08 {
+            0 if list.len() != BASIC_LEN => return Err(Sense::PARAMETER_LIST_LENGTH),
+            0 => None,
+            _ => {
+                let length = be32(list, BASIC_LEN) as usize;
+                if list.len() < BASIC_LEN + 4 || length != list.len() - BASIC_LEN - 4 {
+                    return Err(Sense::PARAMETER_LIST_LENGTH);
+                }
+                Some(transport_id::parse_all(list, BASIC_LEN + 4)?)
+            }
+        };
+        Ok(OutList {
+            key: be64(list, 0),
+            action_key: be64(list, 8),
+            persist: list[20] & 0x01 != 0,
+            all_target_ports: list[20] & 0x04 != 0,
+            initiators,
+        })
+    }
+}
+
+/// The parameter list of REGISTER AND MOVE (SPC-4 6.16.4).
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct MoveList {
+    /// RESERVATION KEY.
+    pub key: u64,
+    /// SERVICE ACTION RESERVATION KEY: the new holder's.
+    pub action_key: u64,
+    /// UNREG: the sender's registration goes.
+    pub unregister: bool,
+    /// APTPL.
+    pub persist: bool,
+    /// Relative target port of the new holder.
+    pub port: u16,
+    /// The new holder.
+    pub initiator: TransportId,
+}
+
+impl MoveList {
+    /// Reads the list. Errors: as [`OutList::parse`].
+    pub fn parse(list: &[u8]) -> Result<MoveList, Sense> {
+        let length = be32(list, 20) as usize;
+        if list.len() < BASIC_LEN || length != list.len() - BASIC_LEN {
+            return Err(Sense::PARAMETER_LIST_LENGTH);
         }
-        Ok(OutList { key: be64(list, 0), action_key: be64(list, 8) })
+        let mut initiators = transport_id::parse_all(list, BASIC_LEN)?;
+        let (Some(initiator), true) = (initiators.pop(), initiators.is_empty()) else {
+            return Err(Sense::in_parameters(20));
+        };
+        Ok(MoveList {
+            key: be64(list, 0),
+            action_key: be64(list, 8),
+            unregister: list[17] & 0x02 != 0,
+            persist: list[17] & 0x01 != 0,
+            port: be16(list, 18),
+            initiator,
+        })
     }
 }
 
@@ -115,9 +198,13 @@ pub fn emit_reservation(generation: u32, held: Option<(u64, Kind)>, out: &mut Ve
     out.extend_from_slice(&[0, 0, 0, 0, 0, kind as u8, 0, 0]);
 }
 
-/// REPORT CAPABILITIES data: compatible RESERVE handling, a valid type mask with every type, no persistence through power loss.
-pub fn emit_capabilities(out: &mut Vec<u8>) {
-    out.extend_from_slice(&[0, 8, 0x10, 0x80, 0xea, 0x01, 0, 0]);
+/// REPORT CAPABILITIES data (SPC-4 6.15.4): lost reservations can be replaced, compatible RESERVE handling, initiator and target ports
+/// can be specified, every type; TEST UNIT READY passes every reservation (ALLOW COMMANDS 001b).
+pub fn emit_capabilities(can_persist: bool, persists: bool, out: &mut Vec<u8>) {
+    const RLR_CRH_SIP_ATP: u8 = 0x80 | 0x10 | 0x08 | 0x04;
+    const TMV_ALLOW: u8 = 0x80 | 0x10;
+    let able = RLR_CRH_SIP_ATP | u8::from(can_persist);
+    out.extend_from_slice(&[0, 8, able, TMV_ALLOW | u8::from(persists), 0xea, 0x01, 0, 0]);
 }
 
 /// One registration, for READ FULL STATUS.
@@ -127,7 +214,7 @@ pub struct FullStatus<'a> {
     pub key: u64,
     /// The type, if this registrant holds the reservation.
     pub held: Option<Kind>,
-    /// Relative target port.
+    /// Relative target port; 0 for one that does not present the unit now.
     pub port: u16,
     /// iSCSI name of the initiator.
     pub initiator: &'a str,
@@ -135,7 +222,7 @@ pub struct FullStatus<'a> {
     pub isid: [u8; 6],
 }
 
-/// READ FULL STATUS data (SPC-4 6.15.5), with iSCSI TransportIDs of format 01b (SPC-4 7.6.4.6).
+/// READ FULL STATUS data (SPC-4 6.15.5).
 pub fn emit_full_status<'a>(
     generation: u32,
     registrations: impl Iterator<Item = FullStatus<'a>>,
@@ -149,14 +236,10 @@ pub fn emit_full_status<'a>(
         let kind = r.held.map_or(0, |kind| kind as u8);
         out.extend_from_slice(&[0, 0, 0, 0, u8::from(r.held.is_some()), kind, 0, 0, 0, 0]);
         out.extend_from_slice(&r.port.to_be_bytes());
-        let isid =
-            u64::from_be_bytes([0, 0, r.isid[0], r.isid[1], r.isid[2], r.isid[3], r.isid[4], r.isid[5]]);
-        let mut name = format!("{},i,0x{isid:012x}", r.initiator).into_bytes();
-        name.resize((name.len() + 4) & !3, 0);
-        out.extend_from_slice(&(4 + name.len() as u32).to_be_bytes());
-        out.extend_from_slice(&[0x45, 0]);
-        out.extend_from_slice(&(name.len() as u16).to_be_bytes());
-        out.extend_from_slice(&name);
+        let mut id = Vec::new();
+        transport_id::emit(r.initiator, &r.isid, &mut id);
+        out.extend_from_slice(&(id.len() as u32).to_be_bytes());
+        out.extend_from_slice(&id);
     }
     let bytes = ((out.len() - start - 8) as u32).to_be_bytes();
     out[start + 4..start + 8].copy_from_slice(&bytes);
@@ -169,8 +252,9 @@ mod tests {
 
     proptest! {
         #[test]
-        fn any_list_is_read_or_refused(list in proptest::collection::vec(any::<u8>(), 0..64)) {
+        fn any_list_is_read_or_refused(list in proptest::collection::vec(any::<u8>(), 0..96)) {
             let _ = OutList::parse(&list);
+            let _ = MoveList::parse(&list);
         }
     }
 
@@ -193,10 +277,42 @@ mod tests {
         assert_eq!(Kind::from_code(2), None);
     }
 
+    fn list_with(flags: u8, rest: &[u8]) -> Vec<u8> {
+        let mut list = vec![0; 24];
+        list[7] = 1;
+        list[15] = 2;
+        list[20] = flags;
+        list.extend_from_slice(rest);
+        list
+    }
+
     #[test]
-    fn persistence_through_power_loss_is_refused() {
-        let mut list = [0u8; 24];
-        list[20] = 1;
-        assert!(OutList::parse(&list).is_err());
+    fn a_basic_list_is_24_bytes_and_nothing_else() {
+        let list = OutList::parse(&list_with(0x05, &[])).unwrap();
+        assert_eq!((list.key, list.action_key), (1, 2));
+        assert!(list.persist && list.all_target_ports && list.initiators.is_none());
+        assert_eq!(OutList::parse(&list_with(0, &[0])), Err(Sense::PARAMETER_LIST_LENGTH));
+        assert_eq!(OutList::parse(&list_with(0, &[])[..23]), Err(Sense::PARAMETER_LIST_LENGTH));
+    }
+
+    #[test]
+    fn initiator_ports_come_with_a_length_that_must_fit() {
+        let mut ids = Vec::new();
+        transport_id::emit("iqn.2026-01.org.example:a", &[1, 2, 3, 4, 5, 6], &mut ids);
+        let mut rest = (ids.len() as u32).to_be_bytes().to_vec();
+        rest.extend_from_slice(&ids);
+        let list = OutList::parse(&list_with(0x08, &rest)).unwrap();
+        let id = TransportId { name: "iqn.2026-01.org.example:a".into(), isid: Some([1, 2, 3, 4, 5, 6]) };
+        assert_eq!(list.initiators, Some(vec![id.clone()]));
+        rest[3] += 4;
+        assert_eq!(OutList::parse(&list_with(0x08, &rest)), Err(Sense::PARAMETER_LIST_LENGTH));
+        let mut moved = vec![0; 24];
+        moved[17] = 2;
+        moved[19] = 7;
+        moved[23] = ids.len() as u8;
+        moved.extend_from_slice(&ids);
+        let list = MoveList::parse(&moved).unwrap();
+        assert!(list.unregister && !list.persist);
+        assert_eq!((list.port, list.initiator), (7, id));
     }
 }

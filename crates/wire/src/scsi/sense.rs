@@ -94,6 +94,8 @@ senses! {
     WRITE_PROTECTED = DataProtect, 0x2700;
     /// Write-protected by the mode page's SWP bit.
     SOFTWARE_WRITE_PROTECTED = DataProtect, 0x2702;
+    /// What was reserved persistently is not known any more.
+    RESERVATIONS_LOST = DataProtect, 0x4401;
     /// No space for the write.
     SPACE_ALLOCATION_FAILED = DataProtect, 0x2707;
     /// The data compared differs.
