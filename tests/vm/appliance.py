@@ -70,9 +70,9 @@ def listening(port: int) -> bool:
         return probe.connect_ex(("127.0.0.1", port)) == 0
 
 
-def start_server(command: list[str], log: Path) -> subprocess.Popen[bytes]:
+def start_server(command: list[str], log: Path, append: bool = False) -> subprocess.Popen[bytes]:
     """Starts a server whose output goes to `log` and that is killed if this process dies."""
-    with log.open("wb") as output:
+    with log.open("ab" if append else "wb") as output:
         return subprocess.Popen(
             ["setpriv", "--pdeathsig", "KILL", "--", *command],
             stdin=subprocess.DEVNULL,

@@ -84,6 +84,14 @@ def appliance(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Appliance]:
 
 
 @pytest.fixture
+def playhead(appliance: Appliance) -> PlayheadAppliance:
+    """The appliance, if it is Playhead: the peers have neither all of these commands nor a journal."""
+    if not isinstance(appliance, PlayheadAppliance):
+        pytest.skip(f"{appliance.name} has no journal")
+    return appliance
+
+
+@pytest.fixture
 def machine(request: pytest.FixtureRequest, guest: Guest, appliance: Appliance) -> Iterator[Machine]:
     """The guest, with the demand that neither its kernel nor the appliance complains during the test."""
     running = guest.machine()

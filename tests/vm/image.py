@@ -37,6 +37,7 @@ BUILD_TIMEOUT_S = 900
 INITIATOR_IQN = "iqn.2025-01.example.guest:initiator"
 
 GUEST_PACKAGES = (
+    "ddpt",
     "dmsetup",
     "e2fsprogs",
     "iproute2",

@@ -6,7 +6,7 @@ import hashlib
 import io
 import random
 import tarfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Literal
 
@@ -16,34 +16,46 @@ from .machine import HOST_ADDRESS, Machine
 Transport = Literal["iscsi", "nbd"]
 FileSystem = Literal["ext4", "xfs"]
 
-# Opens a session and prints the block device of the LUN in it and the session's number. The node record is made by
+# Opens a session and prints its number and the block device of each LUN. The node record is made by
 # hand: SendTargets would name the host's 127.0.0.1, which in the guest is the guest. The window is larger than what the
 # initiator has in flight: when it closes, QEMU's user network takes 5 s to notice that it has opened again.
 LOG_IN = """
 sessions() { grep -lsx '%(iqn)s' /sys/class/iscsi_session/session*/targetname | tr -dc '0-9\n' | sort -n; }
 first=$(sessions | head -n 1 || true)
-if [ -n "$first" ]; then
+if [ -n "$first" ] && %(again)s; then
     iscsiadm -m session -r "$first" --op new
 else
-    node=(iscsiadm -m node -T '%(iqn)s' -p %(portal)s)
+    interface='%(interface)s'
+    if [ -n "$interface" ]; then
+        iscsiadm -m iface -I "$interface" --op new
+        iscsiadm -m iface -I "$interface" --op update -n iface.initiatorname -v "%(initiator)s"
+    fi
+    node=(iscsiadm -m node -T '%(iqn)s' -p %(portal)s ${interface:+-I "$interface"})
     "${node[@]}" --op new
-    "${node[@]}" --op update -n node.session.timeo.replacement_timeout -v 20
+    "${node[@]}" --op update -n node.session.timeo.replacement_timeout -v %(patience_s)d
     "${node[@]}" --op update -n node.conn[0].tcp.window_size -v 8388608
     "${node[@]}" --login
 fi >/run/iscsiadm 2>&1 || { cat /run/iscsiadm; exit 1; }
 number=$(sessions | tail -n 1)
-for attempt in {1..100}; do
-    for device in "/sys/class/iscsi_session/session$number/device"/target*/*:%(lun)d/block/*; do
-        if [ -b "/dev/${device##*/}" ]; then
-            echo "/dev/${device##*/} $number"
-            exit
-        fi
+found=$number
+for lun in %(luns)s; do
+    for attempt in {1..100}; do
+        for device in "/sys/class/iscsi_session/session$number/device"/target*/*:$lun/block/*; do
+            if [ -b "/dev/${device##*/}" ]; then
+                found="$found /dev/${device##*/}"
+                continue 3
+            fi
+        done
+        sleep 0.1
     done
-    sleep 0.1
+    echo "session $number has no block device for LUN $lun"
+    exit 1
 done
-echo "session $number has no block device for LUN %(lun)d"
-exit 1
+echo "$found"
 """
+
+PATIENCE_S = 20
+"""How long the kernel keeps requests for a session that is gone before it fails them."""
 
 
 @contextmanager
@@ -62,12 +74,39 @@ def attached(machine: Machine, disk: Disk, transport: Transport) -> Iterator[str
 
 
 @contextmanager
+def session(
+    machine: Machine,
+    disks: Sequence[Disk],
+    *,
+    initiator: str = "",
+    port: int = 0,
+    patience_s: int = PATIENCE_S,
+    luns: bool = True,
+) -> Iterator[list[str]]:
+    """One iSCSI session to the target that all of `disks` are LUNs of; gives their block devices. Logs out afterwards, unless something failed.
+
+    `initiator` is the name to log in by, if not the guest's own; `port` another way to the portal than the disk's own. Without `luns` it
+    does not wait for block devices and gives none.
+    """
+    log_in = {
+        "iqn": disks[0].iqn,
+        "portal": f"{HOST_ADDRESS}:{port or disks[0].iscsi_port},1",
+        "luns": " ".join(str(disk.lun) for disk in disks) if luns else "",
+        "initiator": initiator,
+        # A name of its own for every initiator: open-iscsi keeps records by it.
+        "interface": initiator.rpartition(":")[2],
+        "patience_s": patience_s,
+        "again": "true" if not initiator and not port else "false",
+    }
+    number, *devices = machine.check(LOG_IN % log_in).split()
+    yield devices
+    machine.check(f"iscsiadm -m session -r {number} --logout")
+
+
+@contextmanager
 def _iscsi(machine: Machine, disk: Disk) -> Iterator[str]:
-    portal = f"{HOST_ADDRESS}:{disk.iscsi_port},1"
-    login = machine.check(LOG_IN % {"iqn": disk.iqn, "lun": disk.lun, "portal": portal})
-    device, session = login.split()
-    yield device
-    machine.check(f"iscsiadm -m session -r {session} --logout")
+    with session(machine, [disk]) as [device]:
+        yield device
 
 
 @contextmanager

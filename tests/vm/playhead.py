@@ -16,6 +16,8 @@ from types import TracebackType
 from typing import Any
 from urllib.parse import unquote, urlsplit
 
+from playhead.cli.client import Cli
+
 from .appliance import ApplianceError, Disk, end_server, free_port, start_server
 
 START_TIMEOUT_S = 60.0
@@ -35,20 +37,24 @@ class PlayheadAppliance:
         self._log = folder / "serve.log"
         ports = [f"127.0.0.1:{free_port()}" for _ in range(3)]
         self._iscsi, self._nbd, self._api = ports
+        self._rest = Cli(self._api, None)
         self._image_numbers = itertools.count(1)
         self._server: subprocess.Popen[bytes] | None = None
 
     def __enter__(self) -> PlayheadAppliance:
+        self._start()
+        return self
+
+    def _start(self) -> None:
         addresses = ["--iscsi", self._iscsi, "--nbd", self._nbd, "--api", self._api]
         serve = [*_playhead(), "serve", "--store", str(self._store), "--log-format", "json", *addresses]
-        self._server = start_server(serve, self._log)
+        self._server = start_server(serve, self._log, append=True)
         deadline = time.monotonic() + START_TIMEOUT_S
         while self._cli("status").returncode != 0:
             if self._server.poll() is not None or time.monotonic() > deadline:
                 self._end()
                 raise ApplianceError(f"playhead serve did not start:\n{self._log.read_text()}")
             time.sleep(0.1)
-        return self
 
     def __exit__(
         self,
@@ -62,6 +68,29 @@ class PlayheadAppliance:
         """A new group with one sparse volume."""
         self._do("group", "create", name)
         return _disk(self._do("volume", "create", f"{name}/{VOLUME}", "--size", str(size_bytes)))
+
+    def create_neighbour(self, disk: Disk, name: str, size_bytes: int) -> Disk:
+        """One more volume in the group of `disk`: the next LUN of the same target."""
+        return _disk(self._do("volume", "create", f"{_group(disk)}/{name}", "--size", str(size_bytes)))
+
+    def head(self, disk: Disk) -> int:
+        """Where the journal of the disk's group ends, in bytes: what is added from here on is its growth."""
+        return int(self._rest.get("groups", _group(disk), "head")["lsn"])
+
+    def records(self, disk: Disk, since: int) -> list[dict[str, Any]]:
+        """The records that the journal of the disk's group has from `since` on, without payload."""
+        found: list[dict[str, Any]] = self._rest.get("groups", _group(disk), "journal", "records", from_lsn=since)[
+            "records"
+        ]
+        return found
+
+    def restart(self, crash: bool = False) -> None:
+        """Ends the service, cleanly or by SIGKILL, and starts it again on the same addresses."""
+        if self._server is not None:
+            if crash:
+                self._server.kill()
+            end_server(self._server)
+        self._start()
 
     def bookmark(self, disk: Disk, name: str) -> None:
         """Bookmarks the disk's group."""
@@ -83,10 +112,14 @@ class PlayheadAppliance:
 
     def _do(self, *arguments: str) -> Any:
         """A CLI command's JSON."""
+        return json.loads(self._said(*arguments) or "null")
+
+    def _said(self, *arguments: str) -> str:
+        """What a CLI command printed."""
         done = self._cli(*arguments)
         if done.returncode != 0:
             raise ApplianceError(f"playhead {' '.join(arguments)} gave {done.returncode}: {done.stderr}")
-        return json.loads(done.stdout or "null")
+        return done.stdout
 
     def _cli(self, *arguments: str) -> subprocess.CompletedProcess[str]:
         return subprocess.run(

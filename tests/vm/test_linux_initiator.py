@@ -19,8 +19,10 @@ from .initiator import (
     make_file_system,
     mount_options,
     mounted,
+    session,
 )
 from .machine import Machine
+from .relay import Relay
 
 MIB = 1 << 20
 DISK_BYTES = 512 * MIB
@@ -222,6 +224,50 @@ def test_two_sessions_share_one_logical_unit(machine: Machine, appliance: Applia
             assert contents(machine, folder) == files.digests
         check_file_system(machine, "/dev/mapper/two-paths", "ext4")
         machine.check("dmsetup remove two-paths")
+
+
+def test_a_killed_path_costs_no_write(machine: Machine, appliance: Appliance, seed: int) -> None:
+    files = Files(seed, count=30, largest_bytes=200_000)
+    disk = appliance.create_disk("killed-path", DISK_BYTES)
+    with (
+        Relay(disk.iscsi_port) as relay,
+        session(machine, [disk]) as [steady],
+        session(machine, [disk], port=relay.port, patience_s=1) as [killed],
+    ):
+        paths = f"1 queue_if_no_path 0 1 1 round-robin 0 2 1 {steady} 1 {killed} 1"
+        machine.check(f"dmsetup create killed-path --table '0 {disk.size_bytes // 512} multipath {paths}'")
+        make_file_system(machine, "/dev/mapper/killed-path", "ext4")
+        with mounted(machine, "/dev/mapper/killed-path") as folder:
+            # Written without a pause while the path goes, comes back and is used again.
+            writer = f"""
+                for number in $(seq 400); do
+                    [ -e /run/enough ] && break
+                    dd if=/dev/urandom of={folder}/written$number bs=16k count=1 oflag=direct status=none
+                    sha256sum < {folder}/written$number
+                done >/run/written 2>/run/writer-failed &
+                echo $! >/run/writer
+            """
+            machine.check("rm -f /run/enough" + writer)
+            relay.cut()
+            failed = "until dmesg | grep -q 'Failing path'; do sleep 0.1; done"
+            machine.check(failed)
+            files.unpack(machine, folder)
+            relay.mend()
+            machine.check(
+                f"until [ $(cat /sys/block/{killed.rpartition('/')[2]}/device/state) = running ]; do sleep 0.1; done\n"
+                f"dmsetup message killed-path 0 reinstate_path $(cat /sys/block/{killed.rpartition('/')[2]}/dev)\n"
+                "dmsetup status killed-path | grep -v ' F '; touch /run/enough\n"
+                "while kill -0 $(cat /run/writer) 2>/dev/null; do sleep 0.1; done; test ! -s /run/writer-failed"
+            )
+            # What the kernel said of the path is what this test is about.
+            machine.clear_kernel_log()
+            found = contents(machine, folder)
+            said = [line.split()[0] for line in machine.check("cat /run/written").splitlines()]
+            written = {f"written{number}": digest for number, digest in enumerate(said, 1)}
+            assert len(written) > 0
+            assert found == files.digests | written
+        check_file_system(machine, "/dev/mapper/killed-path", "ext4")
+        machine.check("dmsetup remove killed-path")
 
 
 def test_every_disk_has_a_name_and_says_what_it_can(machine: Machine, appliance: Appliance) -> None:
