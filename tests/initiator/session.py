@@ -140,8 +140,9 @@ class Session:
         keys: dict[str, str] | None = None,
         chap: Chap | None = None,
         timeout_s: float = 30.0,
+        log_in: bool = True,
     ) -> None:
-        """Connects to `HOST:PORT` and logs in; without `target` it is a discovery session."""
+        """Connects to `HOST:PORT` and logs in, unless told not to; without `target` it is a discovery session."""
         host, _, port = address.rpartition(":")
         self.socket = socket.create_connection((host.strip("[]"), int(port)), timeout=timeout_s)
         self.socket.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
@@ -157,6 +158,8 @@ class Session:
         self._tasks: dict[int, _Task] = {}
         self._other: list[Received] = []
         self._buffer = bytearray()
+        if not log_in:
+            return
         try:
             self._login(ORDINARY | (keys or {}), chap)
         except BaseException:
@@ -234,11 +237,19 @@ class Session:
         except (BrokenPipeError, ConnectionResetError) as error:
             raise EndedError(str(error)) from error
 
+    def say_no_more(self) -> None:
+        """Closes our half of the connection."""
+        try:
+            self.socket.shutdown(socket.SHUT_WR)
+        except OSError as error:
+            raise EndedError(str(error)) from error
+
     def send(self, head: bytes, data: bytes = b"") -> None:
         """Sends a PDU with the digests in force."""
         self.raw(pdu.whole(head, data, self.digests))
 
-    def _exactly(self, count: int) -> bytes:
+    def _gather(self, count: int) -> None:
+        """Has at least `count` bytes in the buffer. A timeout loses none."""
         while len(self._buffer) < count:
             try:
                 some = self.socket.recv(1 << 18)
@@ -248,19 +259,23 @@ class Session:
                 raise EndedError("the target hung up")
             self.wire.received_bytes += len(some)
             self._buffer += some
-        taken = bytes(self._buffer[:count])
-        del self._buffer[:count]
-        return taken
 
     def receive(self) -> Received:
         """The next PDU, its digests checked. Raises TimeoutError, or EndedError."""
-        head = Header(self._exactly(pdu.BHS_BYTES))
+        self._gather(pdu.BHS_BYTES)
+        head = Header(bytes(self._buffer[: pdu.BHS_BYTES]))
         assert head.raw[4] == 0, "additional header segments from a target"
+        start = pdu.BHS_BYTES + (4 if self.digests.header else 0)
+        end = start + (head.data_bytes + 3 & ~3)
+        checked = self.digests.data and head.data_bytes > 0
+        total = end + (4 if checked else 0)
+        self._gather(total)
+        padded = bytes(self._buffer[start:end])
         if self.digests.header:
-            assert self._exactly(4) == crc32c(head.raw).to_bytes(4, "little"), "header digest"
-        padded = self._exactly((head.data_bytes + 3) & ~3)
-        if self.digests.data and padded:
-            assert self._exactly(4) == crc32c(padded).to_bytes(4, "little"), "data digest"
+            assert self._buffer[pdu.BHS_BYTES : start] == crc32c(head.raw).to_bytes(4, "little"), "header digest"
+        if checked:
+            assert self._buffer[end:total] == crc32c(padded).to_bytes(4, "little"), "data digest"
+        del self._buffer[:total]
         if head.opcode != pdu.LOGIN_RESPONSE:
             self.max_cmd_sn = head.word(32)
         return Received(head, padded[: head.data_bytes])

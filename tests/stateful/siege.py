@@ -1,0 +1,125 @@
+"""All of it at once: attackers, a witness, and what is measured of the service."""
+
+from __future__ import annotations
+
+import threading
+import time
+import traceback
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+from tests.appliance import Appliance, wait_until
+from tests.initiator import cdb
+from tests.initiator.session import Session
+from tests.stateful import breaking, logins
+from tests.stateful.attacker import Attacker, Ground
+from tests.stateful.witness import Witness
+
+MIB = 1 << 20
+ATTACKERS = 4
+LUN_BYTES = 64 * MIB
+MEMORY_MAX_BYTES = 1536 * MIB
+"""What unfinished writes may hold in all (1 GiB), and half as much again."""
+THREADS_SPARE = 8
+SCENARIOS = (
+    breaking.commands, breaking.commands, breaking.commands, breaking.lengths, breaking.lengths, breaking.bursts, breaking.bursts,
+    breaking.half_a_burst, breaking.aborts, breaking.aborts, breaking.numbers, breaking.digests, breaking.headers, breaking.texts,
+    breaking.deaf, breaking.calm, breaking.calm, breaking.noise, breaking.reinstatement,
+    logins.stages, logins.stages, logins.impostors, logins.crowds,
+)  # fmt: skip
+
+
+class Siege:
+    """An appliance with a target to attack, two LUNs, and a witness' LUN on another target."""
+
+    def __init__(self, appliance: Appliance, seed: str) -> None:
+        self.appliance, self.seed = appliance, seed
+        appliance.cli("group", "create", "attacked", "--limit", "2GiB")
+        for name in ("a", "b"):
+            appliance.cli("volume", "create", f"attacked/{name}", "--size", str(LUN_BYTES))
+        appliance.cli("group", "create", "witness", "--limit", "2GiB")
+        appliance.cli("volume", "create", "witness/w", "--size", str(LUN_BYTES))
+        address, iqn = appliance.addresses["iscsi"], str(appliance.disk("attacked/a")["iqn"])
+        with Session(address, iqn, initiator="iqn.2026-11.org.example:scout") as scout:
+            naas = tuple(cdb.naa_of(scout.must(cdb.inquiry(0x83), read_bytes=1024, lun=lun)) for lun in (0, 1))
+            scout.log_out()
+        self.ground = Ground(address, iqn, (0, 1), naas, LUN_BYTES // cdb.BLOCK_BYTES)
+        disk = appliance.disk("witness/w")
+        self.witness = Witness(address, disk["iqn"], disk["lun"], self.ground.block_count, seed)
+        self.attackers = [Attacker(self.ground, number, seed) for number in range(1, ATTACKERS + 1)]
+        self.stop = threading.Event()
+        self.failures: list[str] = []
+
+    def run(self, seconds: float) -> None:
+        """Attacks for that long. Afterwards `failures` is what went wrong; nothing, one hopes."""
+        idle = self._threads()
+        with ThreadPoolExecutor(ATTACKERS + 1) as pool:
+            working = [pool.submit(self._attack, by) for by in self.attackers]
+            working.append(pool.submit(self._witness))
+            end = time.monotonic() + seconds
+            while time.monotonic() < end and not self.stop.wait(0.5):
+                self._look()
+            self.stop.set()
+        for work in working:
+            if error := work.exception():
+                self.failures.append("".join(traceback.format_exception(error)))
+        if not self.failures:
+            self._aftermath(idle)
+
+    def _witness(self) -> None:
+        try:
+            self.witness.work(self.stop)
+        finally:
+            self.stop.set()
+
+    def _attack(self, by: Attacker) -> None:
+        try:
+            while not self.stop.is_set():
+                by.rng.choice(SCENARIOS)(by)
+                by.count("scenarios")
+        finally:
+            # In the end this is so anyhow; after a failure it ends the others.
+            self.stop.set()
+
+    def _status(self, field: str) -> int:
+        text = Path(f"/proc/{self.appliance.pid}/status").read_text()
+        return int(next(line.split()[1] for line in text.splitlines() if line.startswith(f"{field}:")))
+
+    def _threads(self) -> int:
+        return self._status("Threads")
+
+    def memory_bytes(self) -> int:
+        """Memory of the service that is no file's."""
+        return self._status("RssAnon") * 1024
+
+    def _look(self) -> None:
+        process = self.appliance.process
+        if process is None or process.poll() is not None:
+            self.failures.append("the service has ended")
+        elif self.memory_bytes() > MEMORY_MAX_BYTES:
+            self.failures.append(f"the service holds {self.memory_bytes() >> 20} MiB")
+        if self.failures:
+            self.stop.set()
+
+    def _aftermath(self, idle_threads: int) -> None:
+        """The dust settles: threads go, the witness' blocks are right, the journals are sound, and the LUNs serve."""
+        wait_until(lambda: self._threads() <= idle_threads + THREADS_SPARE, "the sessions' threads are gone", 90)
+        self.witness.check_all()
+        self.witness.session.log_out()
+        for group in ("attacked", "witness"):
+            assert self.appliance.cli("journal", "verify", group)["problems"] == []
+        for group in self.appliance.cli("status")["groups"]:
+            assert group["state"] == "serving"
+        with Session(self.ground.address, self.ground.iqn, initiator="iqn.2026-11.org.example:scout") as scout:
+            for lun in self.ground.luns:
+                scout.task_management(5, lun=lun)
+                scout.ready(lun)
+
+    def summary(self) -> str:
+        """What happened, in a line."""
+        totals: dict[str, int] = {}
+        for by in self.attackers:
+            for what, count in by.counts.items():
+                totals[what] = totals.get(what, 0) + count
+        told = ", ".join(f"{count} {what}" for what, count in sorted(totals.items()))
+        return f"seed {self.seed}: {told}; {self.witness.rounds} rounds of the witness"

@@ -1,0 +1,73 @@
+"""A host that does nothing wrong, on a LUN of its own: whatever happens next door, its blocks are what it wrote."""
+
+from __future__ import annotations
+
+import random
+import threading
+
+from tests.initiator import cdb
+from tests.initiator.cdb import BLOCK_BYTES
+from tests.initiator.session import Session
+
+CHUNK_BLOCKS = 64
+UNDER_WAY = 8
+
+
+class Witness:
+    """Keeps a model of its LUN and compares."""
+
+    def __init__(self, address: str, iqn: str, lun: int, block_count: int, seed: str) -> None:
+        self.rng = random.Random(f"{seed}/witness")
+        self.session = Session(address, iqn, initiator="iqn.2026-11.org.example:witness")
+        self.lun = lun
+        self.session.ready(lun)
+        self.model = bytearray(block_count * BLOCK_BYTES)
+        self.rounds = 0
+
+    def work(self, stop: threading.Event) -> None:
+        """Reads, writes, zeroes and unmaps until told to stop; raises at the first block that is wrong."""
+        while not stop.is_set():
+            self.round()
+
+    def round(self) -> None:
+        """A few writes under way together in different places, then reads."""
+        chunks = self.rng.sample(range(len(self.model) // BLOCK_BYTES // CHUNK_BLOCKS), UNDER_WAY)
+        changes = [self._change(chunk * CHUNK_BLOCKS) for chunk in chunks]
+        tags = [self.session.start(command, data=data, lun=self.lun) for command, data in changes]
+        for itt, (command, data) in zip(tags, changes, strict=True):
+            answer = self.session.finish(itt)
+            if answer.attention:
+                self.session.must(command, data=data, lun=self.lun)
+            else:
+                assert answer.good, f"the witness was refused: {answer}"
+        for chunk in (*chunks[:2], self.rng.randrange(len(self.model) // BLOCK_BYTES // CHUNK_BLOCKS)):
+            self._check(chunk * CHUNK_BLOCKS)
+        self.rounds += 1
+
+    def check_all(self) -> None:
+        """Every block."""
+        for lba in range(0, len(self.model) // BLOCK_BYTES, CHUNK_BLOCKS):
+            self._check(lba)
+
+    def _change(self, lba: int) -> tuple[bytes, bytes]:
+        """A change of the model, and the command with its data that makes it."""
+        start, end = lba * BLOCK_BYTES, (lba + CHUNK_BLOCKS) * BLOCK_BYTES
+        kind = self.rng.randrange(5)
+        if kind == 0:
+            self.model[start:end] = bytes(end - start)
+            return cdb.write_same_16(lba, CHUNK_BLOCKS), bytes(BLOCK_BYTES)
+        if kind == 1:
+            self.model[start:end] = bytes(end - start)
+            return cdb.unmap([(lba, CHUNK_BLOCKS)])
+        data = self.rng.randbytes(end - start)
+        if kind == 2:
+            old = bytes(self.model[start : start + BLOCK_BYTES])
+            self.model[start : start + BLOCK_BYTES] = data[:BLOCK_BYTES]
+            return cdb.compare_and_write(lba, 1), old + data[:BLOCK_BYTES]
+        self.model[start:end] = data
+        return cdb.write_16(lba, CHUNK_BLOCKS, fua=self.rng.random() < 0.05), data
+
+    def _check(self, lba: int) -> None:
+        start, end = lba * BLOCK_BYTES, (lba + CHUNK_BLOCKS) * BLOCK_BYTES
+        found = self.session.must(cdb.read_16(lba, CHUNK_BLOCKS), read_bytes=end - start, lun=self.lun)
+        assert found == self.model[start:end], f"the witness' blocks from {lba} on are not what it wrote"
