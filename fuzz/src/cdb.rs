@@ -184,7 +184,14 @@ fn carry_out(
     }
     let reach = Shown { house, initiator };
     let done = unit.execute(nexus, command, &data_out, &mut data_in, &reach)?;
-    if let Done::Job(job) = done {
+    // An overwrite that goes on behind GOOD is waited for, so that its changes are this command's.
+    while unit
+        .barred(&Command::TestUnitReady)
+        .is_some_and(|sense| sense.code == Sense::SANITIZE_IN_PROGRESS.code)
+    {
+        std::thread::sleep(std::time::Duration::from_micros(100));
+    }
+    if let Done::Job(job) | Done::Beside(job) = done {
         // Cut to the allocation length by the session.
         data_in = job.run(&Cancel::new(unit.clone(), nexus.clone()))?;
     } else if let Some(most) = command.allocation_bytes() {

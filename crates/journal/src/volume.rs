@@ -103,6 +103,11 @@ impl Volume {
         self.volume.info.block_count
     }
 
+    /// Most blocks of one [`Change::Write`] that become one record, which recovery finds whole or not at all.
+    pub fn record_blocks_max(&self) -> u32 {
+        (self.group.0.max_payload() / BLOCK_BYTES) as u32
+    }
+
     /// Whether every change is refused.
     pub fn read_only(&self) -> bool {
         matches!(&self.line, Line::Image(image) if !image.entry.writable)

@@ -106,6 +106,16 @@ impl IscsiServer {
         py.detach(|| self.inner.remove_lun(iqn, number, patience)).map_err(|e| refusal(&e))
     }
 
+    /// Tells the initiators of a target that the blocks of its LUNs may be others than before.
+    fn changed(&self, iqn: &str) -> PyResult<()> {
+        self.inner.contents_changed(iqn).map_err(|e| refusal(&e))
+    }
+
+    /// Tells the initiators of a target that space for writes gets short.
+    fn space_low(&self, iqn: &str) -> PyResult<()> {
+        self.inner.space_low(iqn).map_err(|e| refusal(&e))
+    }
+
     fn sessions<'py>(&self, py: Python<'py>) -> PyResult<Vec<Bound<'py, PyDict>>> {
         let sessions = py.detach(|| self.inner.sessions());
         sessions

@@ -28,6 +28,7 @@ use accept::Listener;
 use catalogue::Catalogue;
 use parking_lot::Mutex;
 use playhead_journal::files::DiskFiles;
+pub use playhead_wire::scsi::mode::SPACE_LOW_PERCENT;
 use registry::Registry;
 use std::io;
 use std::net::SocketAddr;
@@ -326,6 +327,27 @@ impl Server {
         self.shared.registry.wake_target(iqn);
         if !catalogue::let_go(&unit, Instant::now() + patience) {
             return Err(ServerError::StillInUse { name: format!("LUN {number} of {iqn}") });
+        }
+        Ok(())
+    }
+
+    /// Tells the initiators of a target's LUNs that the blocks may be others than before (28/00): production was rewound under them.
+    ///
+    /// Errors: [`ServerError::NoSuchTarget`].
+    pub fn contents_changed(&self, iqn: &str) -> Result<(), ServerError> {
+        for (_, unit) in self.shared.catalogue.find(iqn)?.units().1 {
+            unit.contents_changed();
+        }
+        Ok(())
+    }
+
+    /// Tells the initiators of a target's LUNs that space for writes gets short (38/07), those that have asked to hear of it in mode
+    /// page 01. It is short when less than [`SPACE_LOW_PERCENT`] percent are left: mode page 1C/02 says so.
+    ///
+    /// Errors: [`ServerError::NoSuchTarget`].
+    pub fn space_low(&self, iqn: &str) -> Result<(), ServerError> {
+        for (_, unit) in self.shared.catalogue.find(iqn)?.units().1 {
+            unit.space_low();
         }
         Ok(())
     }

@@ -150,6 +150,16 @@ pub trait Lun: Send + Sync {
     /// Size in blocks.
     fn block_count(&self) -> u64;
 
+    /// Bytes of a physical block, [`BLOCK_BYTES`] or a power of two above it: writes of less are no faster.
+    fn physical_block_bytes(&self) -> u32 {
+        4096
+    }
+
+    /// Most blocks of one [`Change::Write`] that a loss of power leaves whole or not at all; 0 if it may tear any.
+    fn atomic_blocks(&self) -> u32 {
+        0
+    }
+
     /// Whether every change is refused.
     fn read_only(&self) -> bool;
 

@@ -13,12 +13,20 @@ use crate::lun::{Change, Compared, Extent, FlushDone, Lsn, Lun, LunError, LunIde
 pub struct ArraySplitter {
     volume: Volume,
     identity: LunIdentity,
+    physical_block_bytes: u32,
 }
 
 impl ArraySplitter {
     /// Puts `volume` behind the seam under `identity`.
     pub fn new(volume: Volume, identity: LunIdentity) -> Self {
-        Self { volume, identity }
+        Self { volume, identity, physical_block_bytes: 4096 }
+    }
+
+    /// The same with another physical block, for hosts that want 512-byte blocks to be native.
+    #[must_use]
+    pub fn with_physical_block_bytes(mut self, bytes: u32) -> Self {
+        self.physical_block_bytes = bytes;
+        self
     }
 
     /// The volume behind it.
@@ -34,6 +42,14 @@ impl Lun for ArraySplitter {
 
     fn block_count(&self) -> u64 {
         self.volume.block_count()
+    }
+
+    fn physical_block_bytes(&self) -> u32 {
+        self.physical_block_bytes
+    }
+
+    fn atomic_blocks(&self) -> u32 {
+        self.volume.record_blocks_max()
     }
 
     fn read_only(&self) -> bool {

@@ -1,12 +1,13 @@
 //! SCSI command descriptor blocks, sense data and parameter data of a direct-access block device.
 //!
 //! [`cdb`] reads commands, [`opcodes`] lists the ones there are, [`sense`] says why one failed; [`inquiry`], [`mode`],
-//! [`capacity`], [`reservation`] and [`unmap`] hold the data that travels with them. Standards: SPC-4, SBC-3, SAM-5.
+//! [`capacity`], [`erase`], [`reservation`] and [`unmap`] hold the data that travels with them. Standards: SPC-5, SBC-4, SAM-5.
 //!
 //! Units: an LBA and a count are in logical blocks.
 
 pub mod capacity;
 pub mod cdb;
+pub mod erase;
 pub mod inquiry;
 pub mod mode;
 pub mod opcodes;

@@ -90,6 +90,19 @@ impl Asked {
     }
 }
 
+/// What is wrong with announcing `announced` bytes for a command that needs `needed`, if anything is. Less than a READ or a plain
+/// WRITE needs is a shorter transfer, in whole blocks; for others it would be another operation.
+fn wrong_length(command: &Command, announced: u64, needed: u64) -> Option<Sense> {
+    if command.list_bytes().is_some_and(|list| announced < u64::from(list)) {
+        return Some(Sense::PARAMETER_LIST_LENGTH);
+    }
+    let inexact = command.needs_exact_data() && announced != needed;
+    let torn = matches!(command, Command::Write(_) | Command::WriteAndVerify { .. })
+        && announced < needed
+        && announced % BLOCK_BYTES as u64 != 0;
+    (inexact || torn).then_some(Sense::TOO_LITTLE_ANNOUNCED)
+}
+
 impl Session {
     /// Takes a SCSI command whose immediate data is at `data_at` in the receive buffer.
     pub(super) fn scsi_command(
@@ -165,8 +178,9 @@ impl Session {
             return self.start_read(at, &blocks, &asked);
         }
         let announced = if request.write { u64::from(request.expected_bytes) } else { 0 };
-        if command.needs_exact_data() && announced != needed {
-            self.check(at, &asked, &Sense::INVALID_FIELD_IN_CDB);
+        if let Some(sense) = wrong_length(&command, announced, needed) {
+            let view = self.views[at].clone();
+            self.refuse_with(&view, &asked, Refusal::Check(sense), needed);
             return Ok(());
         }
         let wanted = needed.min(announced) as usize;
@@ -366,6 +380,10 @@ impl Session {
                 self.start_flush(view, vec![ending]);
             }
             Ok(Done::Job(job)) => self.start_job(view, command, asked, job),
+            Ok(Done::Beside(job)) => {
+                self.answers.ending(&asked.ending(status::GOOD, moved));
+                self.start_beside(view, job);
+            }
             Ok(done) => {
                 if matches!(done, Done::GoodAndFlush) {
                     self.start_flush(view, Vec::new());

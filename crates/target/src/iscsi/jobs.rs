@@ -182,6 +182,15 @@ impl Session {
         }
     }
 
+    /// Has a worker do `job` for nobody's answer. If none is free it is not done.
+    pub(super) fn start_beside(&self, view: &View, job: Job) {
+        let cancel = Cancel::new(Arc::clone(&view.unit), Arc::clone(&view.nexus));
+        let task = Box::new(move || {
+            let _ = catch_unwind(AssertUnwindSafe(|| job.run(&cancel)));
+        });
+        self.shared.workers.give(task);
+    }
+
     /// A job is over: its command ends, unless it was aborted meanwhile.
     pub(super) fn worked(&mut self, number: u64, end: JobEnd) {
         let Some(working) = self.working.remove(&number) else {

@@ -267,6 +267,12 @@ impl Session {
             self.answers.finish(transfer.asked.immediate);
             return;
         }
+        if let Some(sense) = view.unit.barred(&transfer.command) {
+            let ending = transfer.asked.ending(status::CHECK_CONDITION, 0);
+            let format = view.unit.settings().descriptor_sense;
+            self.answers.check(&ending, &sense, format);
+            return;
+        }
         let bytes = transfer.buffer.len();
         self.run_gathered(
             &transfer.view,

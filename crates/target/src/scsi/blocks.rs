@@ -1,6 +1,8 @@
 //! Commands about blocks that need more than one pass over them: verify, compare, repeat, deallocate.
 
-use super::unit::{sense_of_read, sense_of_write, LogicalUnit, LIMITS};
+use super::job::Job;
+use super::limits::UNMAP_DESCRIPTORS_MAX;
+use super::unit::{sense_of_read, sense_of_write, Done, LogicalUnit};
 use crate::lun::{Change, Compared, Extent, BLOCK_BYTES};
 use playhead_wire::scsi::capacity::{self, Provisioning};
 use playhead_wire::scsi::cdb::{Blocks, ByteCheck, WriteSame};
@@ -8,6 +10,8 @@ use playhead_wire::scsi::{unmap, Sense};
 
 /// Bytes read at once to compare or verify.
 const CHUNK_BYTES: usize = 256 << 10;
+/// Most blocks that PRE-FETCH really reads: 8 MiB.
+const PREFETCH_BLOCKS_MAX: u64 = (8 << 20) / BLOCK_BYTES as u64;
 /// Most descriptors in one GET LBA STATUS answer.
 const STRETCHES_MAX: usize = 256;
 
@@ -84,8 +88,50 @@ impl LogicalUnit {
         self.verify(written, check, data)
     }
 
-    /// WRITE SAME (SBC-3 5.47): zeros are a record of their own, deallocated if UNMAP asks for it.
-    pub(super) fn write_same(&self, request: &WriteSame, data_out: &[u8]) -> Result<(), Sense> {
+    /// ORWRITE (SBC-4 5.18).
+    pub(super) fn or_write(&self, blocks: Blocks, data_out: &[u8]) -> Result<(), Sense> {
+        if blocks.count == 0 {
+            return Ok(());
+        }
+        let bytes = blocks.count as usize * BLOCK_BYTES;
+        require(data_out, bytes)?;
+        self.lun.or_write(blocks.lba, &data_out[..bytes]).map_err(|error| sense_of_write(&error))
+    }
+
+    /// WRITE ATOMIC (SBC-4 5.45): one record, so that a boundary inside it asks for less than is done anyway.
+    pub(super) fn write_atomic(&self, blocks: Blocks, data_out: &[u8]) -> Result<(), Sense> {
+        if blocks.count == 0 {
+            return Ok(());
+        }
+        let bytes = blocks.count as usize * BLOCK_BYTES;
+        require(data_out, bytes)?;
+        let change = Change::Write { lba: blocks.lba, data: &data_out[..bytes] };
+        self.lun.submit(&[change]).map_err(|error| sense_of_write(&error))?;
+        Ok(())
+    }
+
+    /// PRE-FETCH (SBC-4 5.12): reads the first of the blocks, so that they are in memory when the reads for them come. GOOD promises
+    /// no more than that some of them are; with IMMED it comes before.
+    pub(super) fn prefetch(&self, lba: u64, count: u32, immediate: bool) -> Result<Done, Sense> {
+        let to_end = self.lun.block_count().saturating_sub(lba);
+        let count = if count == 0 { to_end } else { u64::from(count) }.min(PREFETCH_BLOCKS_MAX);
+        let lun = std::sync::Arc::clone(&self.lun);
+        let ahead = Job::new(move |cancel| {
+            let mut chunk = vec![0; CHUNK_BYTES.min(count as usize * BLOCK_BYTES)];
+            let mut done = 0;
+            while done < count && !cancel.is_cancelled() {
+                let blocks = (count - done).min((chunk.len() / BLOCK_BYTES) as u64);
+                let part = &mut chunk[..blocks as usize * BLOCK_BYTES];
+                lun.read(lba + done, part).map_err(|error| sense_of_read(&error))?;
+                done += blocks;
+            }
+            Ok(Vec::new())
+        });
+        Ok(if immediate { Done::Beside(ahead) } else { Done::Job(ahead) })
+    }
+
+    /// WRITE SAME (SBC-4 5.52): zeros are a record of their own, deallocated if UNMAP asks for it. Returns the bytes changed.
+    pub(super) fn write_same(&self, request: &WriteSame, data_out: &[u8]) -> Result<u64, Sense> {
         let lba = request.lba;
         let count = u64::from(request.count);
         if !request.no_data {
@@ -99,12 +145,12 @@ impl LogicalUnit {
             (false, _) => Change::WriteSame { lba, count, block: &data_out[..BLOCK_BYTES] },
         };
         self.lun.submit(&[change]).map_err(|error| sense_of_write(&error))?;
-        Ok(())
+        Ok(count * BLOCK_BYTES as u64)
     }
 
     /// UNMAP (SBC-3 5.30): all extents in one batch, or none. Returns the bytes unmapped.
     pub(super) fn unmap(&self, list: &[u8]) -> Result<u64, Sense> {
-        let extents = unmap::parse(list, LIMITS.unmap_descriptors as usize)?;
+        let extents = unmap::parse(list, UNMAP_DESCRIPTORS_MAX as usize)?;
         let block_count = self.lun.block_count();
         let mut total = 0;
         let mut changes = Vec::new();
@@ -114,9 +160,6 @@ impl LogicalUnit {
                 return Err(Sense::LBA_OUT_OF_RANGE);
             }
             total += count;
-            if total > u64::from(LIMITS.unmap) {
-                return Err(Sense::INVALID_FIELD_IN_PARAMETERS);
-            }
             if count > 0 {
                 changes.push(Change::Unmap { lba, count });
             }
@@ -191,7 +234,7 @@ fn stretches(lba: u64, extents: &[Extent]) -> Vec<(u64, u32, Provisioning)> {
 /// The initiator announced less data than the command is about.
 fn require(data_out: &[u8], bytes: usize) -> Result<(), Sense> {
     if data_out.len() < bytes {
-        return Err(Sense::INVALID_FIELD_IN_CDB);
+        return Err(Sense::TOO_LITTLE_ANNOUNCED);
     }
     Ok(())
 }

@@ -2,6 +2,7 @@
 
 use super::nexus::{Attention, Nexus};
 use super::reservation::{Access, ItNexus, Outcome, Reservations, Rights, Store, Stored};
+use super::sanitize::Sanitizer;
 use super::unit::Refusal;
 use parking_lot::Mutex;
 use playhead_journal::files::Files;
@@ -46,6 +47,7 @@ pub struct Device {
     epoch: AtomicU32,
     settings: AtomicU8,
     pub(super) stopped: AtomicBool,
+    pub(super) sanitizer: Sanitizer,
 }
 
 impl std::fmt::Debug for Device {
@@ -58,6 +60,7 @@ fn pack(settings: Settings) -> u8 {
     u8::from(settings.write_cache)
         | u8::from(settings.descriptor_sense) << 1
         | u8::from(settings.write_protect) << 2
+        | u8::from(settings.space_notices) << 3
 }
 
 impl Device {
@@ -88,11 +91,16 @@ impl Device {
             epoch: AtomicU32::new(0),
             settings: AtomicU8::new(pack(DEFAULTS)),
             stopped: AtomicBool::new(false),
+            sanitizer: Sanitizer::default(),
         }
     }
 
-    /// Whether somebody who cannot register, such as an NBD client, may now read (or also `write`).
+    /// Whether somebody who cannot register, such as an NBD client, may now read (or also `write`): reservations say so, and no
+    /// SANITIZE is under way.
     pub fn admits_strangers(&self, write: bool) -> bool {
+        if self.sanitizer.bars().is_some() {
+            return false;
+        }
         let rights = Rights::from_bits(self.strangers.load(Ordering::Acquire));
         rights.permit(if write { Access::Write } else { Access::Read })
     }
@@ -114,6 +122,9 @@ impl Device {
             *times -= 1;
         }
         ports.retain(|(_, times)| *times > 0);
+        if ports.is_empty() {
+            self.sanitizer.abandon();
+        }
     }
 
     /// The targets that present it, by relative id.
@@ -283,7 +294,12 @@ impl Device {
     /// The mode page settings in force.
     pub(super) fn settings(&self) -> Settings {
         let bits = self.settings.load(Ordering::Relaxed);
-        Settings { write_cache: bits & 1 != 0, descriptor_sense: bits & 2 != 0, write_protect: bits & 4 != 0 }
+        Settings {
+            write_cache: bits & 1 != 0,
+            descriptor_sense: bits & 2 != 0,
+            write_protect: bits & 4 != 0,
+            space_notices: bits & 8 != 0,
+        }
     }
 
     pub(super) fn set_settings(&self, settings: Settings, by: &Nexus) {

@@ -1,18 +1,16 @@
 //! Running the commands that are not plain reads and writes.
 
+use super::limits;
 use super::nexus::Nexus;
 use super::policy::Offload;
 use super::reach::Reach;
 use super::report;
 use super::unit::{Done, LogicalUnit, Refusal};
 use crate::lun::BLOCK_BYTES;
-use playhead_wire::scsi::capacity;
 use playhead_wire::scsi::mode::{self, Device};
+use playhead_wire::scsi::{capacity, erase};
 use playhead_wire::scsi::{Command, Sense};
 use std::sync::atomic::Ordering;
-
-/// Two to this power logical blocks are a physical one of 4 KiB.
-const PHYSICAL_EXPONENT: u8 = 3;
 
 impl LogicalUnit {
     fn device(&self, nexus: &Nexus) -> Device {
@@ -40,10 +38,10 @@ impl LogicalUnit {
         let mut done = Done::Good;
         match *command {
             Command::TestUnitReady | Command::PreventAllow { .. } => {}
-            // PRE-FETCH may end in GOOD without having cached everything (SBC-3 5.10).
-            Command::PreFetch { .. } => {}
+            Command::PreFetch { lba, count, immediate } => done = self.prefetch(lba, count, immediate)?,
             Command::RequestSense { descriptor, .. } => {
-                let sense = nexus.take_attention().unwrap_or(Sense::NONE);
+                let sense =
+                    nexus.take_attention().or_else(|| self.device.sanitizer.bars()).unwrap_or(Sense::NONE);
                 sense.emit(descriptor, data_in);
             }
             Command::Inquiry { page, .. } => {
@@ -60,13 +58,13 @@ impl LogicalUnit {
                 }
                 self.set_settings(chosen, nexus);
             }
-            Command::StartStopUnit { start, load_eject } => {
+            Command::StartStopUnit { start, load_eject, immediate, without_flush } => {
                 if load_eject {
                     return Err(Sense::in_cdb(4, Some(1)).into()); // the medium is not removable
                 }
                 self.device.stopped.store(!start, Ordering::Relaxed);
-                if !start {
-                    done = Done::AfterFlush;
+                if !start && !without_flush {
+                    done = if immediate { Done::GoodAndFlush } else { Done::AfterFlush };
                 }
             }
             Command::ReadCapacity10 => {
@@ -75,7 +73,10 @@ impl LogicalUnit {
             }
             Command::ReadCapacity16 { .. } => {
                 let count = self.lun.block_count();
-                capacity::emit_read_capacity_16(count, BLOCK_BYTES as u32, PHYSICAL_EXPONENT, data_in);
+                let per_physical = self.lun.physical_block_bytes() / BLOCK_BYTES as u32;
+                let exponent = per_physical.max(1).ilog2() as u8;
+                let thin = limits::thin(nexus).unmap;
+                capacity::emit_read_capacity_16(count, BLOCK_BYTES as u32, exponent, thin, data_in);
             }
             Command::GetLbaStatus { lba, allocation_bytes } => {
                 self.lba_status(lba, allocation_bytes, data_in)?;
@@ -89,8 +90,7 @@ impl LogicalUnit {
             }
             Command::Verify { blocks, check } => self.verify(blocks, check, data_out)?,
             Command::WriteSame(request) => {
-                self.write_same(&request, data_out)?;
-                let bytes = u64::from(request.count) * BLOCK_BYTES as u64;
+                let bytes = self.write_same(&request, data_out)?;
                 nexus.served(Offload::WriteSame, bytes.saturating_sub(data_out.len() as u64));
                 done = self.after_change(false);
             }
@@ -107,8 +107,21 @@ impl LogicalUnit {
                 outcome?;
                 done = self.after_change(blocks.fua);
             }
+            Command::OrWrite(blocks) => {
+                self.or_write(blocks, data_out)?;
+                done = self.after_change(blocks.fua);
+            }
+            Command::WriteAtomic { blocks, .. } => {
+                self.write_atomic(blocks, data_out)?;
+                done = self.after_change(blocks.fua);
+            }
+            Command::Sanitize(request) => done = self.sanitize(&request, data_out)?,
+            Command::FormatUnit(request) => done = self.format(&request, data_out)?,
+            Command::ReadDefectData { long, lists_and_format, .. } => {
+                erase::emit_no_defects(long, lists_and_format, data_in);
+            }
             Command::ReportSupportedOpcodes { timeouts, options, opcode, service_action, .. } => {
-                report::opcodes(nexus, timeouts, options, opcode, service_action, data_in)?;
+                report::opcodes(self, nexus, timeouts, options, opcode, service_action, data_in)?;
             }
             Command::ReportSupportedTmfs { extended, .. } => {
                 report::task_management(extended, data_in);

@@ -40,11 +40,16 @@ pub enum Attention {
     ModeParametersChanged = 1 << 8,
     /// What INQUIRY, its pages or REPORT SUPPORTED OPERATION CODES say changed.
     InquiryChanged = 1 << 9,
+    /// The blocks may be others than before.
+    MediumMayHaveChanged = 1 << 10,
+    /// Space for writes gets short.
+    SoftThreshold = 1 << 11,
 }
 
-const IN_ORDER: [(Attention, Sense); 10] = [
+const IN_ORDER: [(Attention, Sense); 12] = [
     (Attention::PowerOn, Sense::POWER_ON),
     (Attention::Reset, Sense::BUS_DEVICE_RESET),
+    (Attention::MediumMayHaveChanged, Sense::MEDIUM_MAY_HAVE_CHANGED),
     (Attention::CommandsCleared, Sense::COMMANDS_CLEARED),
     (Attention::RegistrationsPreempted, Sense::REGISTRATIONS_PREEMPTED),
     (Attention::ReservationsPreempted, Sense::RESERVATIONS_PREEMPTED),
@@ -53,6 +58,7 @@ const IN_ORDER: [(Attention, Sense); 10] = [
     (Attention::CapacityChanged, Sense::CAPACITY_CHANGED),
     (Attention::ModeParametersChanged, Sense::MODE_PARAMETERS_CHANGED),
     (Attention::InquiryChanged, Sense::INQUIRY_CHANGED),
+    (Attention::SoftThreshold, Sense::SOFT_THRESHOLD_REACHED),
 ];
 
 /// One initiator's view of one logical unit.
@@ -129,10 +135,15 @@ impl Nexus {
         Offloads::from_bits(self.offloads.load(Ordering::Relaxed))
     }
 
-    /// Puts another set of offloads in force; the initiator is told to look again if it differs.
+    /// Puts another set of offloads in force; the initiator is told to look again if it differs: at READ CAPACITY too, which says
+    /// whether blocks can be unmapped.
     pub(super) fn set_offloads(&self, offloads: Offloads) {
-        if self.offloads.swap(offloads.bits(), Ordering::Relaxed) != offloads.bits() {
+        let before = Offloads::from_bits(self.offloads.swap(offloads.bits(), Ordering::Relaxed));
+        if before != offloads {
             self.attend(Attention::InquiryChanged);
+        }
+        if before.contains(Offload::Unmap) != offloads.contains(Offload::Unmap) {
+            self.attend(Attention::CapacityChanged);
         }
     }
 

@@ -1,9 +1,10 @@
 //! What a target and its units say about themselves.
 
+use super::limits;
 use super::nexus::Nexus;
 use super::policy::Offload;
-use super::unit::{LogicalUnit, Refusal, LIMITS};
-use playhead_wire::scsi::inquiry::{self, BlockLimits, Identity};
+use super::unit::{LogicalUnit, Refusal};
+use playhead_wire::scsi::inquiry::{self, Identity};
 use playhead_wire::scsi::opcodes::Opcode;
 use playhead_wire::scsi::{capacity, opcodes, Command, Sense};
 
@@ -32,10 +33,18 @@ pub(super) fn inquiry(
         portal_group: PORTAL_GROUP,
     };
     match page {
-        None => inquiry::emit_standard(&identity, inquiry::PRESENT, data_in),
+        None => {
+            // The standard's bit for commands that copy, if there are any and policy leaves one.
+            let offloads = nexus.offloads();
+            let copies = opcodes::SUPPORTED.iter().any(|known| {
+                matches!(Offload::of_opcode(known.code, known.service_action),
+                    Some(offload @ (Offload::Xcopy | Offload::Odx)) if offloads.contains(offload))
+            });
+            inquiry::emit_standard(&identity, inquiry::PRESENT, copies, data_in);
+        }
         Some(page) => {
-            let limits = limits(nexus);
-            if !inquiry::emit_page(page, &identity, &limits, data_in) {
+            let limits = unit.limits_for(nexus);
+            if !inquiry::emit_page(page, &identity, &limits, &limits::thin(nexus), data_in) {
                 return Err(Sense::in_cdb(2, Some(7)));
             }
         }
@@ -43,25 +52,9 @@ pub(super) fn inquiry(
     Ok(())
 }
 
-/// The limits as this initiator finds them: an offload that policy rejects has none.
-fn limits(nexus: &Nexus) -> BlockLimits {
-    let offloads = nexus.offloads();
-    let mut limits = LIMITS;
-    if !offloads.contains(Offload::Ats) {
-        limits.compare_and_write = 0;
-    }
-    if !offloads.contains(Offload::WriteSame) {
-        limits.write_same = 0;
-    }
-    if !offloads.contains(Offload::Unmap) {
-        limits.unmap = 0;
-        limits.unmap_descriptors = 0;
-    }
-    limits
-}
-
 /// REPORT SUPPORTED OPERATION CODES (SPC-4 6.30), as this initiator finds them.
 pub(super) fn opcodes(
+    unit: &LogicalUnit,
     nexus: &Nexus,
     timeouts: bool,
     options: u8,
@@ -71,7 +64,9 @@ pub(super) fn opcodes(
 ) -> Result<(), Sense> {
     let offloads = nexus.offloads();
     let allowed = |known: &&Opcode| {
-        Offload::of_opcode(known.code, known.service_action).is_none_or(|offload| offloads.contains(offload))
+        let offload = Offload::of_opcode(known.code, known.service_action);
+        let is_there = known.code != opcodes::WRITE_ATOMIC || unit.limits().atomic > 0;
+        is_there && offload.is_none_or(|offload| offloads.contains(offload))
     };
     let mut of_code = opcodes::SUPPORTED.iter().filter(|known| known.code == opcode).filter(allowed);
     let has_actions = of_code.clone().any(|known| known.service_action.is_some());
@@ -136,7 +131,7 @@ pub fn execute_without_unit(command: &Command, data_in: &mut Vec<u8>) -> Result<
                 relative_port: 0,
                 portal_group: PORTAL_GROUP,
             };
-            inquiry::emit_standard(&identity, inquiry::ABSENT, data_in);
+            inquiry::emit_standard(&identity, inquiry::ABSENT, false, data_in);
             data_in.truncate(allocation_bytes as usize);
             Ok(())
         }

@@ -5,27 +5,12 @@ use super::job::Job;
 use super::nexus::{Attention, Changing, InitiatorPort, Nexus};
 use super::policy::{Ledger, Offload, OffloadCount, Policy};
 use super::reservation::Access;
-use crate::lun::{LunError, LunRef, BLOCK_BYTES};
-use playhead_wire::scsi::inquiry::BlockLimits;
+use super::sanitize;
+use crate::lun::{LunError, LunRef};
 use playhead_wire::scsi::mode::Settings;
 use playhead_wire::scsi::{Command, Sense};
 use std::sync::atomic::Ordering;
 use std::sync::Arc;
-
-/// What VPD page B0 promises and [`LogicalUnit::admit`] enforces, in blocks.
-///
-/// Transfers stop at 32 MiB so that one command's data fits a session's budget; UNMAP at 512 MiB and WRITE SAME at 4 GiB so that
-/// one record never makes a reader of the journal walk an unbounded extent.
-pub const LIMITS: BlockLimits = BlockLimits {
-    compare_and_write: 255,
-    transfer_granularity: 8,
-    transfer: (32 << 20) / BLOCK_BYTES as u32,
-    optimal_transfer: (1 << 20) / BLOCK_BYTES as u32,
-    unmap: 1 << 20,
-    unmap_descriptors: 256,
-    unmap_granularity: 8,
-    write_same: 1 << 23,
-};
 
 /// Why a command ends otherwise than GOOD.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -51,6 +36,8 @@ pub enum Done {
     AfterFlush,
     /// As [`Done::Good`], but a flush is to be started (SYNCHRONIZE CACHE with IMMED).
     GoodAndFlush,
+    /// As [`Done::Good`], but the job is to be done beside it, and its end is not told (PRE-FETCH with IMMED).
+    Beside(Job),
     /// As the job ends, which the session has done elsewhere.
     Job(Job),
 }
@@ -176,6 +163,18 @@ impl LogicalUnit {
         self.attend(Attention::ReportedLunsChanged, |nexus| nexus.target == self.target);
     }
 
+    /// Tells every initiator that the blocks may be others than before: production was rewound, or undone.
+    pub fn contents_changed(&self) {
+        self.attend(Attention::MediumMayHaveChanged, |_| true);
+    }
+
+    /// Tells every initiator that space for writes gets short, if the unit is thin to it and the mode page says so (SBC-4 4.7.3.8).
+    pub fn space_low(&self) {
+        if self.settings().space_notices {
+            self.attend(Attention::SoftThreshold, |nexus| nexus.offloads().contains(Offload::Unmap));
+        }
+    }
+
     /// LOGICAL UNIT RESET (SAM-5 7.7): ends all tasks and RESERVE, restores mode pages, tells every initiator.
     pub fn reset(&self) {
         self.device.reset();
@@ -212,9 +211,16 @@ impl LogicalUnit {
         nexus.take_attention()
     }
 
+    /// Why a SANITIZE under way, or one that failed, keeps `command` from running, if it does. Asked again for a command whose data
+    /// took time to come.
+    pub fn barred(&self, command: &Command) -> Option<Sense> {
+        self.device.sanitizer.bars().filter(|_| !sanitize::runs_anyway(command))
+    }
+
     /// Whether `command` may run now for `nexus`. Errors are its end.
     ///
-    /// Checks, in this order: unit attentions, policy, reservations, a stopped unit, block range and transfer limit, write protection.
+    /// Checks, in this order: unit attentions, policy, reservations, a SANITIZE under way, a stopped unit, block range and transfer
+    /// limit, write protection.
     pub fn admit(&self, nexus: &Nexus, command: &Command) -> Result<(), Refusal> {
         let block_count = self.lun.block_count();
         let known = &self.device.known_block_count;
@@ -239,10 +245,13 @@ impl LogicalUnit {
                 Refusal::Conflict
             });
         }
+        if let Some(sense) = self.barred(command) {
+            return Err(sense.into());
+        }
         if self.device.stopped.load(Ordering::Relaxed) && needs_medium(command) {
             return Err(Sense::NEEDS_START.into());
         }
-        check_range(command, block_count)?;
+        self.check_range(command, block_count)?;
         if command.changes_blocks() {
             if self.lun.read_only() || nexus.read_only() {
                 return Err(Sense::WRITE_PROTECTED.into());
@@ -288,30 +297,4 @@ fn needs_medium(command: &Command) -> bool {
                 | Command::ReadCapacity10
                 | Command::ReadCapacity16 { .. }
         )
-}
-
-/// Refuses blocks beyond the end, even none of them, and transfers beyond [`LIMITS`].
-fn check_range(command: &Command, block_count: u64) -> Result<(), Sense> {
-    // The byte whose field a transfer that is too long is blamed on depends on the CDB's form, so none is named.
-    let (lba, count, limit) = match *command {
-        Command::Read(b)
-        | Command::Write(b)
-        | Command::WriteAndVerify { blocks: b, .. }
-        | Command::Verify { blocks: b, .. } => (b.lba, b.count, u64::from(LIMITS.transfer)),
-        Command::CompareAndWrite(b) => (b.lba, b.count, u64::from(LIMITS.compare_and_write)),
-        Command::PreFetch { lba, count } | Command::SynchronizeCache { lba, count, .. } => {
-            (lba, count, u64::MAX)
-        }
-        Command::WriteSame(w) => (w.lba, w.count, LIMITS.write_same),
-        Command::GetLbaStatus { lba, .. } => (lba, 0, u64::MAX),
-        _ => return Ok(()),
-    };
-    if lba >= block_count || u64::from(count) > block_count - lba {
-        return Err(Sense::LBA_OUT_OF_RANGE);
-    }
-    let names_none = count == 0 && matches!(command, Command::WriteSame(_));
-    if u64::from(count) > limit || names_none {
-        return Err(Sense::INVALID_FIELD_IN_CDB);
-    }
-    Ok(())
 }

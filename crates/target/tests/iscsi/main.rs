@@ -4,11 +4,13 @@
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
 
 mod clients;
+mod device;
 mod hostile;
 mod idle;
 mod lock;
 mod peer;
 mod ramdisk;
+mod sanitize;
 mod sessions;
 
 use playhead_target::iscsi::{Limits, Server};

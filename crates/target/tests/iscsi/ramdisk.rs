@@ -4,7 +4,8 @@ use parking_lot::RwLock;
 use playhead_target::lun::{
     Change, Compared, Extent, FlushDone, Lsn, Lun, LunError, LunIdentity, BLOCK_BYTES,
 };
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
+use std::sync::Arc;
 
 const PAGE_BYTES: usize = 4096;
 const PAGE_BLOCKS: u64 = (PAGE_BYTES / BLOCK_BYTES) as u64;
@@ -19,6 +20,14 @@ pub(crate) struct RamDisk {
     position: AtomicU64,
     /// Refuse changes.
     pub(crate) read_only: AtomicBool,
+    /// Bytes of a physical block.
+    pub(crate) physical_block_bytes: AtomicU32,
+    /// Blocks of a change that is all or none.
+    pub(crate) atomic_blocks: AtomicU32,
+    /// Flushes wait while it is set.
+    pub(crate) flush_gate: Arc<AtomicBool>,
+    /// Flushes fail.
+    pub(crate) flush_fails: AtomicBool,
     /// Fail everything with an I/O error.
     pub(crate) broken: AtomicBool,
     /// Flushes so far.
@@ -40,6 +49,10 @@ impl RamDisk {
             blocks: AtomicU64::new(blocks),
             position: AtomicU64::new(0),
             read_only: AtomicBool::new(false),
+            physical_block_bytes: AtomicU32::new(4096),
+            atomic_blocks: AtomicU32::new(1024),
+            flush_gate: Arc::default(),
+            flush_fails: AtomicBool::new(false),
             broken: AtomicBool::new(false),
             flushes: AtomicU64::new(0),
             batches: AtomicU64::new(0),
@@ -129,6 +142,14 @@ impl Lun for RamDisk {
         self.blocks.load(Ordering::Relaxed)
     }
 
+    fn atomic_blocks(&self) -> u32 {
+        self.atomic_blocks.load(Ordering::Relaxed)
+    }
+
+    fn physical_block_bytes(&self) -> u32 {
+        self.physical_block_bytes.load(Ordering::Relaxed)
+    }
+
     fn read_only(&self) -> bool {
         self.read_only.load(Ordering::Relaxed)
     }
@@ -181,7 +202,16 @@ impl Lun for RamDisk {
     fn flush(&self, done: FlushDone) {
         self.flushes.fetch_add(1, Ordering::Relaxed);
         // From another thread, as a journal would.
-        std::thread::spawn(move || done(Ok(())));
+        let gate = Arc::clone(&self.flush_gate);
+        let fails = self.flush_fails.load(Ordering::SeqCst);
+        let name = self.identity.name.clone();
+        std::thread::spawn(move || {
+            while gate.load(Ordering::SeqCst) {
+                std::thread::sleep(std::time::Duration::from_millis(1));
+            }
+            let detail = "failed on purpose".to_owned();
+            done(if fails { Err(LunError::Io { name, detail }) } else { Ok(()) });
+        });
     }
 
     fn extents(&self, lba: u64, count: u64, limit: usize) -> Result<Vec<Extent>, LunError> {

@@ -117,7 +117,7 @@ impl Stage {
         if !matches!(command, Command::Read(_) | Command::Write(_)) {
             match unit.execute(nexus, &command, data_out, &mut data_in, &Nowhere).map_err(fail)? {
                 Done::Job(job) => panic!("no job is expected: {job:?}"),
-                Done::Good | Done::AfterFlush | Done::GoodAndFlush => {}
+                Done::Good | Done::AfterFlush | Done::GoodAndFlush | Done::Beside(_) => {}
             }
         }
         Ok(data_in)

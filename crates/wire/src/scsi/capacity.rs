@@ -7,14 +7,20 @@ pub fn emit_read_capacity_10(block_count: u64, block_bytes: u32, out: &mut Vec<u
     out.extend_from_slice(&block_bytes.to_be_bytes());
 }
 
-/// READ CAPACITY(16) data of a thin LUN that reads zeros where unmapped (LBPME, LBPRZ) with `2^physical_exponent`
-/// logical blocks per physical one.
-pub fn emit_read_capacity_16(block_count: u64, block_bytes: u32, physical_exponent: u8, out: &mut Vec<u8>) {
+/// READ CAPACITY(16) data of a LUN with `2^physical_exponent` logical blocks per physical one. `thin`: blocks can be unmapped, and
+/// read as zeros then (LBPME, LBPRZ).
+pub fn emit_read_capacity_16(
+    block_count: u64,
+    block_bytes: u32,
+    physical_exponent: u8,
+    thin: bool,
+    out: &mut Vec<u8>,
+) {
     let mut data = [0; 32];
     data[..8].copy_from_slice(&block_count.saturating_sub(1).to_be_bytes());
     data[8..12].copy_from_slice(&block_bytes.to_be_bytes());
     data[13] = physical_exponent & 0x0f;
-    data[14] = 0xc0;
+    data[14] = if thin { 0xc0 } else { 0 };
     out.extend_from_slice(&data);
 }
 

@@ -1,5 +1,6 @@
 //! Command descriptor blocks, read into what they ask for (SPC-4 4.2 and 6, SBC-3 5).
 
+use super::erase::{Format, Sanitize};
 use super::sense::Sense;
 use super::{be16, be32, be64};
 
@@ -79,6 +80,9 @@ pub enum Command {
     StartStopUnit {
         start: bool,
         load_eject: bool,
+        immediate: bool,
+        /// Caches need not be written out.
+        without_flush: bool,
     },
     PreventAllow {
         prevent: bool,
@@ -97,9 +101,17 @@ pub enum Command {
         blocks: Blocks,
         check: ByteCheck,
     },
+    OrWrite(Blocks),
+    WriteAtomic {
+        blocks: Blocks,
+        /// Blocks that stay together, of any size of their own choosing when 0.
+        boundary: u16,
+    },
     PreFetch {
         lba: u64,
+        /// Blocks; 0 means all to the end.
         count: u32,
+        immediate: bool,
     },
     SynchronizeCache {
         lba: u64,
@@ -111,6 +123,15 @@ pub enum Command {
         list_bytes: u32,
     },
     CompareAndWrite(Blocks),
+    Sanitize(Sanitize),
+    FormatUnit(Format),
+    ReadDefectData {
+        /// The 12-byte form.
+        long: bool,
+        /// REQ_PLIST, REQ_GLIST and the list's format, as they stand in the CDB.
+        lists_and_format: u8,
+        allocation_bytes: u32,
+    },
     GetLbaStatus {
         lba: u64,
         allocation_bytes: u32,
@@ -161,6 +182,7 @@ impl Command {
             0x03 => {
                 Command::RequestSense { descriptor: cdb[1] & 1 != 0, allocation_bytes: u32::from(cdb[4]) }
             }
+            0x04 => Command::FormatUnit(Format::parse(cdb)?),
             0x08 | 0x0a => {
                 let blocks = Blocks {
                     lba: u64::from(be32(cdb, 0) & 0x1f_ffff),
@@ -230,7 +252,12 @@ impl Command {
                 if cdb[4] >> 4 != 0 {
                     return Err(long(4, 7)); // no power conditions
                 }
-                Command::StartStopUnit { start: cdb[4] & 1 != 0, load_eject: cdb[4] & 2 != 0 }
+                Command::StartStopUnit {
+                    start: cdb[4] & 1 != 0,
+                    load_eject: cdb[4] & 2 != 0,
+                    immediate: cdb[1] & 1 != 0,
+                    without_flush: cdb[4] & 4 != 0,
+                }
             }
             0x1e => {
                 if cdb[4] & 2 != 0 {
@@ -271,7 +298,7 @@ impl Command {
             }
             0x34 | 0x90 => {
                 let (lba, count) = extent(cdb);
-                Command::PreFetch { lba, count }
+                Command::PreFetch { lba, count, immediate: cdb[1] & 2 != 0 }
             }
             0x35 | 0x91 => {
                 let (lba, count) = extent(cdb);
@@ -282,7 +309,7 @@ impl Command {
                     return Err(long(1, 7)); // no protection information
                 }
                 if cdb[1] & 0x10 != 0 {
-                    return Err(long(1, 4)); // ANCHOR: anchored blocks are not supported
+                    return Err(long(1, 4)); // ANCHOR: no block is (ANC_SUP)
                 }
                 if cdb[1] & 0x06 != 0 {
                     return Err(long(1, 2)); // PBDATA, LBDATA: obsolete
@@ -294,6 +321,17 @@ impl Command {
                 let (lba, count) = extent(cdb);
                 Command::WriteSame(WriteSame { lba, count, unmap: cdb[1] & 0x08 != 0, no_data })
             }
+            0x37 => Command::ReadDefectData {
+                long: false,
+                lists_and_format: cdb[2],
+                allocation_bytes: u32::from(be16(cdb, 7)),
+            },
+            0xb7 => Command::ReadDefectData {
+                long: true,
+                lists_and_format: cdb[1],
+                allocation_bytes: be32(cdb, 6),
+            },
+            0x48 => Command::Sanitize(Sanitize::parse(cdb)?),
             0x42 => {
                 if cdb[1] & 1 != 0 {
                     return Err(long(1, 0)); // ANCHOR
@@ -309,6 +347,12 @@ impl Command {
                     count: u32::from(cdb[13]),
                     fua: cdb[1] & 0x08 != 0,
                 })
+            }
+            0x8b => Command::OrWrite(protected_blocks(cdb)?),
+            0x9c => {
+                let fua = protected_blocks(cdb)?.fua;
+                let blocks = Blocks { lba: be64(cdb, 2), count: u32::from(be16(cdb, 12)), fua };
+                Command::WriteAtomic { blocks, boundary: be16(cdb, 10) }
             }
             0x9e => match cdb[1] & 0x1f {
                 0x10 => Command::ReadCapacity16 { allocation_bytes: be32(cdb, 10) },
@@ -351,7 +395,10 @@ impl Command {
     /// Bytes the command takes from the initiator, for blocks of `block_bytes`.
     pub fn data_out_bytes(&self, block_bytes: u64) -> u64 {
         match *self {
-            Command::Write(b) | Command::WriteAndVerify { blocks: b, .. } => u64::from(b.count) * block_bytes,
+            Command::Write(b)
+            | Command::OrWrite(b)
+            | Command::WriteAtomic { blocks: b, .. }
+            | Command::WriteAndVerify { blocks: b, .. } => u64::from(b.count) * block_bytes,
             Command::Verify { blocks, check } => match check {
                 ByteCheck::Medium => 0,
                 ByteCheck::Each => u64::from(blocks.count) * block_bytes,
@@ -359,10 +406,19 @@ impl Command {
             },
             Command::CompareAndWrite(b) => 2 * u64::from(b.count) * block_bytes,
             Command::WriteSame(w) if !w.no_data => block_bytes,
+            _ => self.list_bytes().map_or(0, u64::from),
+        }
+    }
+
+    /// The length of its parameter list, in bytes, for a command that takes one. A list of which less is announced ends early.
+    pub fn list_bytes(&self) -> Option<u32> {
+        match *self {
             Command::ModeSelect { list_bytes, .. }
             | Command::Unmap { list_bytes }
-            | Command::PersistentReserveOut { list_bytes, .. } => u64::from(list_bytes),
-            _ => 0,
+            | Command::FormatUnit(Format { list_bytes })
+            | Command::PersistentReserveOut { list_bytes, .. } => Some(list_bytes),
+            Command::Sanitize(request) => Some(request.list_bytes()),
+            _ => None,
         }
     }
 
@@ -374,6 +430,7 @@ impl Command {
             | Command::ModeSense(ModeSense { allocation_bytes, .. })
             | Command::ReadCapacity16 { allocation_bytes }
             | Command::GetLbaStatus { allocation_bytes, .. }
+            | Command::ReadDefectData { allocation_bytes, .. }
             | Command::ReportLuns { allocation_bytes, .. }
             | Command::ReportSupportedOpcodes { allocation_bytes, .. }
             | Command::ReportSupportedTmfs { allocation_bytes, .. }
@@ -385,7 +442,13 @@ impl Command {
     /// Whether the initiator must announce exactly [`Command::data_out_bytes`]: where less or more data would mean
     /// another operation, not a shorter one.
     pub fn needs_exact_data(&self) -> bool {
-        matches!(self, Command::CompareAndWrite(_) | Command::WriteSame(WriteSame { no_data: false, .. }))
+        matches!(
+            self,
+            Command::CompareAndWrite(_)
+                | Command::OrWrite(_)
+                | Command::WriteAtomic { .. }
+                | Command::WriteSame(WriteSame { no_data: false, .. })
+        )
     }
 
     /// Whether the command changes blocks.
@@ -394,6 +457,10 @@ impl Command {
             self,
             Command::Write(_)
                 | Command::WriteAndVerify { .. }
+                | Command::OrWrite(_)
+                | Command::WriteAtomic { .. }
+                | Command::Sanitize(_)
+                | Command::FormatUnit(_)
                 | Command::WriteSame(_)
                 | Command::Unmap { .. }
                 | Command::CompareAndWrite(_)

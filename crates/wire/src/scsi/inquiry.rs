@@ -1,4 +1,6 @@
-//! INQUIRY data and vital product data (SPC-4 6.6 and 7.8, SBC-3 6.6).
+//! INQUIRY data and vital product data (SPC-5 6.7 and 7.7, SBC-4 6.6).
+
+use super::opcodes;
 
 /// What INQUIRY says of a device. Strings are cut or padded to their fields.
 #[derive(Debug, Clone, Copy)]
@@ -32,23 +34,31 @@ fn push_padded(out: &mut Vec<u8>, text: &str, width: usize) {
     out.resize(start + width, b' ');
 }
 
-/// Standard INQUIRY data, 96 bytes: SPC-4, thin direct-access, command queuing.
-pub fn emit_standard(identity: &Identity<'_>, peripheral: u8, out: &mut Vec<u8>) {
+/// Standard INQUIRY data, 96 bytes: SPC-4, direct-access, command queuing, target port groups if hosts can ask about them.
+/// `third_party_copy`: it has commands that copy.
+pub fn emit_standard(identity: &Identity<'_>, peripheral: u8, third_party_copy: bool, out: &mut Vec<u8>) {
     let start = out.len();
-    // HISUP and response data format 2; CMDQUE.
-    out.extend_from_slice(&[peripheral, 0, 0x06, 0x12, 96 - 5, 0, 0, 0x02]);
+    let implicit = u8::from(opcodes::has(0xa3, Some(0x0a)));
+    let explicit = u8::from(opcodes::has(0xa4, Some(0x0a)));
+    let flags = if peripheral == PRESENT {
+        explicit << 5 | implicit << 4 | u8::from(third_party_copy) << 3
+    } else {
+        0
+    };
+    // HISUP and response data format 2; TPGS and 3PC; CMDQUE.
+    out.extend_from_slice(&[peripheral, 0, 0x06, 0x12, 96 - 5, flags, 0, 0x02]);
     push_padded(out, identity.vendor, 8);
     push_padded(out, identity.product, 16);
     push_padded(out, identity.revision, 4);
     out.resize(start + 58, 0);
-    // Version descriptors: SAM-5, iSCSI, SPC-4, SBC-3.
-    for version in [0x00a0u16, 0x0960, 0x0460, 0x04c0] {
+    // Version descriptors: SAM-5, iSCSI, SPC-4, SPC-5, SBC-3, SBC-4.
+    for version in [0x00a0u16, 0x0960, 0x0460, 0x05c0, 0x04c0, 0x0600] {
         out.extend_from_slice(&version.to_be_bytes());
     }
     out.resize(start + 96, 0);
 }
 
-/// Limits of VPD page B0 (SBC-3 6.6.3), in blocks unless named otherwise.
+/// Limits of VPD page B0 (SBC-4 6.6.4), in blocks unless named otherwise. Zeros: the commands are not there.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct BlockLimits {
     /// Most blocks of one COMPARE AND WRITE.
@@ -59,7 +69,7 @@ pub struct BlockLimits {
     pub transfer: u32,
     /// Blocks of the most efficient transfer.
     pub optimal_transfer: u32,
-    /// Most blocks one UNMAP may name in all.
+    /// Most blocks one UNMAP may name in all; all ones mean any.
     pub unmap: u32,
     /// Most descriptors of one UNMAP.
     pub unmap_descriptors: u32,
@@ -67,13 +77,35 @@ pub struct BlockLimits {
     pub unmap_granularity: u32,
     /// Most blocks of one WRITE SAME.
     pub write_same: u64,
+    /// Most blocks of one WRITE ATOMIC, with a boundary or without, and the largest boundary.
+    pub atomic: u32,
 }
+
+/// How blocks are provisioned, as an initiator finds it (VPD page B2, READ CAPACITY (16)).
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Thin {
+    /// UNMAP is there (LBPU, LBPME).
+    pub unmap: bool,
+    /// WRITE SAME unmaps (LBPWS, LBPWS10).
+    pub write_same: bool,
+}
+
+/// Two to this power blocks of 512 bytes are a threshold set: a 64 TiB unit has fewer than 2^32 of them.
+const THRESHOLD_EXPONENT: u8 = 11;
+/// The range around a threshold, in tenths of a percent.
+const THRESHOLD_RANGE: u8 = 10;
 
 /// The vital product data pages there are, in order.
 pub const PAGES: [u8; 7] = [0x00, 0x80, 0x83, 0x86, 0xb0, 0xb1, 0xb2];
 
 /// Appends a vital product data page. False: there is no such page.
-pub fn emit_page(page: u8, identity: &Identity<'_>, limits: &BlockLimits, out: &mut Vec<u8>) -> bool {
+pub fn emit_page(
+    page: u8,
+    identity: &Identity<'_>,
+    limits: &BlockLimits,
+    thin: &Thin,
+    out: &mut Vec<u8>,
+) -> bool {
     let start = out.len();
     out.extend_from_slice(&[PRESENT, page, 0, 0]);
     match page {
@@ -96,17 +128,30 @@ pub fn emit_page(page: u8, identity: &Identity<'_>, limits: &BlockLimits, out: &
             data[16..20].copy_from_slice(&limits.unmap.to_be_bytes());
             data[20..24].copy_from_slice(&limits.unmap_descriptors.to_be_bytes());
             data[24..28].copy_from_slice(&limits.unmap_granularity.to_be_bytes());
-            data[28] = 0x80; // UGAVALID: aligned to 0
+            if limits.unmap_granularity > 0 {
+                data[28] = 0x80; // UGAVALID: aligned to 0
+            }
             data[32..40].copy_from_slice(&limits.write_same.to_be_bytes());
+            // Atomic writes may begin anywhere and have any length.
+            for at in [40, 52, 56] {
+                data[at..at + 4].copy_from_slice(&limits.atomic.to_be_bytes());
+            }
             out.extend_from_slice(&data);
         }
         0xb1 => {
             let mut data = [0; 60];
             data[1] = 1; // not a rotating medium
+            data[3] = 0x50; // WABEREQ, WACEREQ: after an erase, reads succeed
+            data[4] = 0x01; // VBULS: blocks that are not mapped can be verified
             out.extend_from_slice(&data);
         }
-        // LBPU, LBPWS, LBPWS10, LBPRZ; thin provisioned; no thresholds.
-        0xb2 => out.extend_from_slice(&[0, 0xe4, 0x02, 0]),
+        0xb2 if !thin.unmap && !thin.write_same => out.extend_from_slice(&[0; 4]),
+        0xb2 => {
+            // LBPU, LBPWS, LBPWS10, LBPRZ; no block is anchored; thin provisioned.
+            let unmap = if thin.unmap { 0x80 } else { 0 };
+            let flags = unmap | if thin.write_same { 0x60 } else { 0 } | 0x04;
+            out.extend_from_slice(&[THRESHOLD_EXPONENT, flags, 0x02, THRESHOLD_RANGE]);
+        }
         _ => {
             out.truncate(start);
             return false;
@@ -169,18 +214,20 @@ mod tests {
         transfer_granularity: 8,
         transfer: 32768,
         optimal_transfer: 2048,
-        unmap: 1 << 23,
+        unmap: u32::MAX,
         unmap_descriptors: 256,
         unmap_granularity: 8,
-        write_same: 1 << 23,
+        write_same: 1 << 37,
+        atomic: 32768,
     };
+    const THIN: Thin = Thin { unmap: true, write_same: true };
 
     #[test]
     fn every_listed_page_exists_in_ascending_order_and_no_other() {
         assert!(PAGES.windows(2).all(|w| w[0] < w[1]));
         for page in 0..=255 {
             let mut out = vec![9];
-            let exists = emit_page(page, &IDENTITY, &LIMITS, &mut out);
+            let exists = emit_page(page, &IDENTITY, &LIMITS, &THIN, &mut out);
             assert_eq!(exists, PAGES.contains(&page));
             if exists {
                 let length = usize::from(out[3]) << 8 | usize::from(out[4]);
@@ -194,8 +241,34 @@ mod tests {
     #[test]
     fn standard_data_is_96_bytes_with_padded_names() {
         let mut out = Vec::new();
-        emit_standard(&IDENTITY, PRESENT, &mut out);
+        emit_standard(&IDENTITY, PRESENT, true, &mut out);
         assert_eq!(out.len(), 96);
         assert_eq!(&out[16..32], b"VOLUME          ");
+        assert_eq!(out[5] & 0x08, 0x08);
+    }
+
+    fn page(page: u8, thin: &Thin) -> Vec<u8> {
+        let mut out = Vec::new();
+        assert!(emit_page(page, &IDENTITY, &LIMITS, thin, &mut out));
+        out
+    }
+
+    #[test]
+    fn block_limits_have_their_fields_in_place() {
+        let out = page(0xb0, &THIN);
+        assert_eq!((out.len(), out[4], out[5]), (64, 1, 255));
+        assert_eq!(out[20..24], u32::MAX.to_be_bytes());
+        assert_eq!(out[36..44], (1u64 << 37).to_be_bytes());
+        assert_eq!(out[44..48], 32768u32.to_be_bytes());
+        assert_eq!(out[48..56], [0; 8]);
+        assert_eq!(out[56..60], 32768u32.to_be_bytes());
+        assert_eq!(out[60..64], 32768u32.to_be_bytes());
+    }
+
+    #[test]
+    fn a_unit_without_unmap_is_not_thin() {
+        assert_eq!(page(0xb2, &THIN)[4..], [11, 0xe4, 2, 10]);
+        assert_eq!(page(0xb2, &Thin { unmap: true, write_same: false })[5..7], [0x84, 2]);
+        assert_eq!(page(0xb2, &Thin { unmap: false, write_same: false })[4..], [0; 4]);
     }
 }

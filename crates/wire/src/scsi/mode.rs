@@ -1,6 +1,8 @@
-//! Mode pages: read-write error recovery, caching, control, informational exceptions (SPC-4 7.5, SBC-3 6.5).
+//! Mode pages (SPC-5 7.5, SBC-4 6.5): read-write error recovery, caching, control and its extension, informational exceptions,
+//! logical block provisioning.
 
 use super::cdb::ModeSense;
+use super::opcodes;
 use super::sense::Sense;
 use super::{be16, be32};
 
@@ -13,38 +15,77 @@ pub struct Settings {
     pub descriptor_sense: bool,
     /// Writes are refused (SWP).
     pub write_protect: bool,
+    /// A unit attention tells when space for writes gets short (LBPERE).
+    pub space_notices: bool,
 }
 
 /// As delivered.
-pub const DEFAULTS: Settings = Settings { write_cache: true, descriptor_sense: false, write_protect: false };
+pub const DEFAULTS: Settings =
+    Settings { write_cache: true, descriptor_sense: false, write_protect: false, space_notices: true };
 
 /// Every changeable bit set: what page control 01b shows.
-const CHANGEABLE: Settings = Settings { write_cache: true, descriptor_sense: true, write_protect: true };
+const CHANGEABLE: Settings =
+    Settings { write_cache: true, descriptor_sense: true, write_protect: true, space_notices: true };
 
-const CACHING: u8 = 0x08;
-const CONTROL: u8 = 0x0a;
-/// The pages there are, in ascending order.
-const PAGES: [u8; 4] = [0x01, CACHING, CONTROL, 0x1c];
+const ERROR_RECOVERY: (u8, u8) = (0x01, 0);
+const CACHING: (u8, u8) = (0x08, 0);
+const CONTROL: (u8, u8) = (0x0a, 0);
+const CONTROL_EXTENSION: (u8, u8) = (0x0a, 1);
+const EXCEPTIONS: (u8, u8) = (0x1c, 0);
+const PROVISIONING: (u8, u8) = (0x1c, 2);
+/// The pages and subpages there are, in ascending order.
+const PAGES: [(u8, u8); 6] = [ERROR_RECOVERY, CACHING, CONTROL, CONTROL_EXTENSION, EXCEPTIONS, PROVISIONING];
+/// In MODE SENSE: every page, and every subpage.
+const ALL_PAGES: u8 = 0x3f;
+const ALL_SUBPAGES: u8 = 0xff;
+
+/// The share of its space, in percent, with which a thin unit tells its hosts that space is short: mode page 1C/02.
+pub const SPACE_LOW_PERCENT: u8 = 10;
+
+/// Bytes of a page's own header: subpages have a longer one.
+fn header_bytes(page: (u8, u8)) -> usize {
+    if page.1 == 0 {
+        2
+    } else {
+        4
+    }
+}
 
 /// One page with `settings`; `mask` shows only what can be changed.
-fn push_page(page: u8, settings: &Settings, mask: bool, out: &mut Vec<u8>) {
+fn push_page(page: (u8, u8), settings: &Settings, mask: bool, out: &mut Vec<u8>) {
     let start = out.len();
-    let length = match page {
-        0x01 | 0x0a | 0x1c => 10,
-        _ => 18,
+    let length: u8 = match page {
+        CACHING => 18,
+        CONTROL_EXTENSION => 28,
+        PROVISIONING => 20,
+        _ => 10,
     };
-    out.extend_from_slice(&[page, length]);
-    out.resize(start + 2 + usize::from(length), 0);
+    if page.1 == 0 {
+        out.extend_from_slice(&[page.0, length]);
+    } else {
+        out.extend_from_slice(&[0x40 | page.0, page.1, 0, length]);
+    }
+    out.resize(start + header_bytes(page) + usize::from(length), 0);
     let data = &mut out[start..];
     match page {
+        ERROR_RECOVERY => data[7] = u8::from(settings.space_notices) << 7, // LBPERE
         CACHING => data[2] = u8::from(settings.write_cache) << 2,
         CONTROL => {
             data[2] = u8::from(settings.descriptor_sense) << 2;
             data[4] = u8::from(settings.write_protect) << 3;
             if !mask {
-                data[3] = 0x10; // unrestricted reordering
+                // One task set for all (TST), unrestricted reordering; a failed command stops no other (QERR); a task that another
+                // initiator ended gets no status (TAS).
+                data[3] = 0x10;
                 data[8..10].copy_from_slice(&[0xff, 0xff]); // busy timeout: unlimited
             }
+        }
+        // IALUAE: groups change their state on their own, if there are groups that hosts can ask about.
+        CONTROL_EXTENSION if !mask => data[4] = u8::from(opcodes::has(0xa3, Some(0x0a))),
+        PROVISIONING if !mask => {
+            // Enabled, a percentage, armed for a fall; of the provisioning resources that are available. All initiators are told.
+            data[16..18].copy_from_slice(&[0x80 | 0x01 << 3, 0x03]);
+            data[20..24].copy_from_slice(&u32::from(SPACE_LOW_PERCENT).to_be_bytes());
         }
         _ => {}
     }
@@ -61,7 +102,7 @@ pub struct Device {
     pub write_protected: bool,
 }
 
-/// MODE SENSE data. Errors: pages that do not exist, saved values.
+/// MODE SENSE data. Errors: pages that do not exist, saved values: nothing is saved.
 pub fn emit_sense(
     request: &ModeSense,
     settings: &Settings,
@@ -74,12 +115,16 @@ pub fn emit_sense(
         2 => (&DEFAULTS, false),
         _ => return Err(Sense::SAVING_NOT_SUPPORTED),
     };
-    let all = request.page == 0x3f;
-    if !(request.subpage == 0 || all && request.subpage == 0xff) {
+    let wanted = |&(page, subpage): &(u8, u8)| {
+        (request.page == ALL_PAGES || request.page == page)
+            && (request.subpage == ALL_SUBPAGES || request.subpage == subpage)
+    };
+    if request.page == ALL_PAGES && !matches!(request.subpage, 0 | ALL_SUBPAGES) {
         return Err(Sense::in_cdb(3, Some(7)));
     }
-    if !all && !PAGES.contains(&request.page) {
-        return Err(Sense::in_cdb(2, Some(5)));
+    if !PAGES.iter().any(wanted) {
+        let known = PAGES.iter().any(|page| page.0 == request.page);
+        return Err(if known { Sense::in_cdb(3, Some(7)) } else { Sense::in_cdb(2, Some(5)) });
     }
     let start = out.len();
     // WP, and DPOFUA: both bits are understood.
@@ -95,10 +140,8 @@ pub fn emit_sense(
         out.extend_from_slice(&count.to_be_bytes());
         out.extend_from_slice(&device.block_bytes.to_be_bytes());
     }
-    for page in PAGES {
-        if all || page == request.page {
-            push_page(page, shown, mask, out);
-        }
+    for page in PAGES.into_iter().filter(wanted) {
+        push_page(page, shown, mask, out);
     }
     let bytes = out.len() - start;
     if request.long {
@@ -147,14 +190,17 @@ pub fn parse_select(
     let mut chosen = *settings;
     // Every turn consumes at least two bytes.
     while at < list.len() {
-        let Some(&[code, length]) = list.get(at..at + 2).and_then(|b| b.first_chunk::<2>()) else {
+        let Some(&[code, second]) = list.get(at..at + 2).and_then(|b| b.first_chunk::<2>()) else {
             return Err(Sense::PARAMETER_LIST_LENGTH);
         };
-        let page = code & 0x3f;
-        if code & 0x40 != 0 || !PAGES.contains(&page) {
+        let has_subpage = code & 0x40 != 0;
+        let page = (code & 0x3f, if has_subpage { second } else { 0 });
+        if code & 0x80 != 0 || !PAGES.contains(&page) || has_subpage != (page.1 != 0) {
             return Err(Sense::in_parameters(at as u16));
         }
-        let end = at + 2 + usize::from(length);
+        let header = header_bytes(page);
+        let length = if has_subpage { usize::from(be16(list, at + 2)) } else { usize::from(second) };
+        let end = at + header + length;
         let Some(given) = list.get(at..end) else {
             return Err(Sense::PARAMETER_LIST_LENGTH);
         };
@@ -162,14 +208,15 @@ pub fn parse_select(
         push_page(page, settings, false, &mut current);
         push_page(page, &CHANGEABLE, true, &mut changeable);
         if given.len() != current.len() {
-            return Err(Sense::in_parameters(at as u16 + 1));
+            return Err(Sense::in_parameters((at + header) as u16 - 1));
         }
-        for i in 2..given.len() {
+        for i in header..given.len() {
             if (given[i] ^ current[i]) & !changeable[i] != 0 {
                 return Err(Sense::in_parameters((at + i) as u16));
             }
         }
         match page {
+            ERROR_RECOVERY => chosen.space_notices = given[7] & 0x80 != 0,
             CACHING => chosen.write_cache = given[2] & 0x04 != 0,
             CONTROL => {
                 chosen.descriptor_sense = given[2] & 0x04 != 0;
@@ -190,16 +237,20 @@ mod tests {
     const DEVICE: Device = Device { block_count: 2048, block_bytes: 512, write_protected: false };
 
     fn sense(long: bool, control: u8, page: u8) -> Result<Vec<u8>, Sense> {
+        subpage(long, control, (page, 0))
+    }
+
+    fn subpage(long: bool, control: u8, (page, subpage): (u8, u8)) -> Result<Vec<u8>, Sense> {
         let mut out = Vec::new();
         let request =
-            ModeSense { long, without_descriptors: false, control, page, subpage: 0, allocation_bytes: 255 };
+            ModeSense { long, without_descriptors: false, control, page, subpage, allocation_bytes: 255 };
         emit_sense(&request, &DEFAULTS, &DEVICE, &mut out).map(|()| out)
     }
 
     #[test]
     fn what_sense_says_select_accepts() {
         for long in [false, true] {
-            let list = sense(long, 0, 0x3f).unwrap();
+            let list = subpage(long, 0, (0x3f, 0xff)).unwrap();
             let chosen = parse_select(&list, long, &DEFAULTS, &DEVICE).unwrap();
             assert_eq!(chosen, DEFAULTS);
         }
@@ -207,14 +258,30 @@ mod tests {
 
     #[test]
     fn a_changeable_bit_changes_and_another_is_refused() {
-        let mut list = sense(false, 0, CACHING).unwrap();
+        let mut list = sense(false, 0, CACHING.0).unwrap();
         list[12 + 2] = 0;
         let chosen = parse_select(&list, false, &DEFAULTS, &DEVICE).unwrap();
         assert!(!chosen.write_cache);
         list[12 + 3] = 1;
         assert!(parse_select(&list, false, &DEFAULTS, &DEVICE).is_err());
-        assert_eq!(sense(false, 3, CACHING), Err(Sense::SAVING_NOT_SUPPORTED));
+        assert_eq!(sense(false, 3, CACHING.0), Err(Sense::SAVING_NOT_SUPPORTED));
         assert!(sense(false, 0, 0x02).is_err());
+    }
+
+    #[test]
+    fn subpages_come_when_asked_for_and_not_with_page_0_of_all() {
+        let of = |page| subpage(false, 0, page).map(|out| out[12..].to_vec());
+        let threshold = of(PROVISIONING).unwrap();
+        assert_eq!(threshold[..4], [0x5c, 2, 0, 20]);
+        assert_eq!((threshold[16], threshold[17], threshold[23]), (0x88, 3, SPACE_LOW_PERCENT));
+        let extension = of(CONTROL_EXTENSION).unwrap();
+        assert_eq!(extension[..4], [0x4a, 1, 0, 28]);
+        let both = of((0x0a, 0xff)).unwrap();
+        assert_eq!((both[0], both[12]), (0x0a, 0x4a));
+        assert!(of((0x3f, 0xff)).unwrap().len() > of((0x3f, 0)).unwrap().len());
+        for absent in [(0x0a, 2), (0x3f, 1), (0x08, 1)] {
+            assert_eq!(of(absent).map_err(|s| s.code), Err(0x2400), "{absent:?}");
+        }
     }
 
     proptest! {

@@ -11,6 +11,9 @@ pub struct Opcode {
     pub usage: &'static [u8],
 }
 
+/// WRITE ATOMIC (16), which not every unit has.
+pub const WRITE_ATOMIC: u8 = 0x9c;
+
 const fn op(code: u8, usage: &'static [u8]) -> Opcode {
     Opcode { code, service_action: None, usage }
 }
@@ -28,14 +31,15 @@ const C: u8 = 0x04;
 pub const SUPPORTED: &[Opcode] = &[
     op(0x00, &[0x00, 0, 0, 0, 0, C]),
     op(0x03, &[0x03, 1, 0, 0, F, C]),
+    op(0x04, &[0x04, F, 0, 0, 3, C]),
     op(0x08, &[0x08, 0x1f, F, F, F, C]),
     op(0x0a, &[0x0a, 0x1f, F, F, F, C]),
-    op(0x12, &[0x12, 0x03, F, F, F, C]),
+    op(0x12, &[0x12, 0x01, F, F, F, C]),
     op(0x15, &[0x15, 0x11, 0, 0, F, C]),
     op(0x16, &[0x16, 0x11, 0, 0, 0, C]),
     op(0x17, &[0x17, 0x11, 0, 0, 0, C]),
     op(0x1a, &[0x1a, 0x08, F, F, F, C]),
-    op(0x1b, &[0x1b, 0x01, 0, 0, 0xf3, C]),
+    op(0x1b, &[0x1b, 0x01, 0, 0, 0xf7, C]),
     op(0x1e, &[0x1e, 0, 0, 0, 3, C]),
     op(0x25, &[0x25, 0, F, F, F, F, 0, 0, 1, C]),
     op(0x28, &[0x28, 0xf8, F, F, F, F, 0, F, F, C]),
@@ -44,8 +48,13 @@ pub const SUPPORTED: &[Opcode] = &[
     op(0x2f, &[0x2f, 0xf6, F, F, F, F, 0, F, F, C]),
     op(0x34, &[0x34, 0x02, F, F, F, F, 0, F, F, C]),
     op(0x35, &[0x35, 0x02, F, F, F, F, 0, F, F, C]),
-    op(0x41, &[0x41, 0xfe, F, F, F, F, 0, F, F, C]),
+    op(0x37, &[0x37, 0, 0x1f, 0, 0, 0, 0, F, F, C]),
+    op(0x41, &[0x41, 0xf8, F, F, F, F, 0, F, F, C]),
     op(0x42, &[0x42, 0x01, 0, 0, 0, 0, 0, F, F, C]),
+    sa(0x48, 0x01, &[0x48, 0xbf, 0, 0, 0, 0, 0, F, F, C]),
+    sa(0x48, 0x02, &[0x48, 0xbf, 0, 0, 0, 0, 0, F, F, C]),
+    sa(0x48, 0x03, &[0x48, 0xbf, 0, 0, 0, 0, 0, F, F, C]),
+    sa(0x48, 0x1f, &[0x48, 0xbf, 0, 0, 0, 0, 0, F, F, C]),
     op(0x55, &[0x55, 0x11, 0, 0, 0, 0, 0, F, F, C]),
     op(0x56, &[0x56, 0x13, 0, 0, 0, 0, 0, F, F, C]),
     op(0x57, &[0x57, 0x13, 0, 0, 0, 0, 0, F, F, C]),
@@ -66,11 +75,13 @@ pub const SUPPORTED: &[Opcode] = &[
     op(0x88, &[0x88, 0xf8, F, F, F, F, F, F, F, F, F, F, F, F, 0, C]),
     op(0x89, &[0x89, 0xf8, F, F, F, F, F, F, F, F, 0, 0, 0, F, 0, C]),
     op(0x8a, &[0x8a, 0xf8, F, F, F, F, F, F, F, F, F, F, F, F, 0, C]),
+    op(0x8b, &[0x8b, 0xf8, F, F, F, F, F, F, F, F, F, F, F, F, 0, C]),
     op(0x8e, &[0x8e, 0xf6, F, F, F, F, F, F, F, F, F, F, F, F, 0, C]),
     op(0x8f, &[0x8f, 0xf6, F, F, F, F, F, F, F, F, F, F, F, F, 0, C]),
     op(0x90, &[0x90, 0x02, F, F, F, F, F, F, F, F, F, F, F, F, 0, C]),
     op(0x91, &[0x91, 0x02, F, F, F, F, F, F, F, F, F, F, F, F, 0, C]),
-    op(0x93, &[0x93, 0xff, F, F, F, F, F, F, F, F, F, F, F, F, 0, C]),
+    op(0x93, &[0x93, 0xf9, F, F, F, F, F, F, F, F, F, F, F, F, 0, C]),
+    op(WRITE_ATOMIC, &[0x9c, 0xf8, F, F, F, F, F, F, F, F, F, F, F, F, 0, C]),
     sa(0x9e, 0x10, &[0x9e, 0x1f, 0, 0, 0, 0, 0, 0, 0, 0, F, F, F, F, 0, C]),
     sa(0x9e, 0x12, &[0x9e, 0x1f, F, F, F, F, F, F, F, F, F, F, F, F, 0, C]),
     op(0xa0, &[0xa0, 0, F, 0, 0, 0, F, F, F, F, 0, C]),
@@ -80,7 +91,13 @@ pub const SUPPORTED: &[Opcode] = &[
     op(0xaa, &[0xaa, 0xf8, F, F, F, F, F, F, F, F, 0, C]),
     op(0xae, &[0xae, 0xf6, F, F, F, F, F, F, F, F, 0, C]),
     op(0xaf, &[0xaf, 0xf6, F, F, F, F, F, F, F, F, 0, C]),
+    op(0xb7, &[0xb7, 0x1f, 0, 0, 0, 0, F, F, F, F, 0, C]),
 ];
+
+/// Whether a command is supported.
+pub fn has(code: u8, service_action: Option<u16>) -> bool {
+    SUPPORTED.iter().any(|known| known.code == code && known.service_action == service_action)
+}
 
 /// Command timeouts descriptor (SPC-4 6.30.4): none recommended.
 fn push_timeouts(out: &mut Vec<u8>) {

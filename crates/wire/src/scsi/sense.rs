@@ -46,6 +46,8 @@ pub struct Sense {
     pub information: Option<u64>,
     /// For ILLEGAL REQUEST.
     pub field: Option<FieldPointer>,
+    /// For NO SENSE and NOT READY: how much of an operation is done, in 65536ths.
+    pub progress: Option<u16>,
 }
 
 /// Bytes of fixed format sense data as sent here.
@@ -84,6 +86,10 @@ senses! {
     INVALID_INFORMATION_UNIT = AbortedCommand, 0x0e03;
     /// The logical unit is gone.
     NOT_READY = NotReady, 0x0400;
+    /// A SANITIZE is under way.
+    SANITIZE_IN_PROGRESS = NotReady, 0x041b;
+    /// The last SANITIZE failed, and has to be done again or left by EXIT FAILURE MODE.
+    SANITIZE_FAILED = MediumError, 0x3103;
     /// Stopped by START STOP UNIT.
     NEEDS_START = NotReady, 0x0402;
     /// A read failed.
@@ -108,6 +114,12 @@ senses! {
     NOT_ENOUGH_UNSOLICITED_DATA = AbortedCommand, 0x0c0d;
     /// An internal fault.
     INTERNAL_FAILURE = HardwareError, 0x4400;
+    /// The initiator announced less data than the command is about.
+    TOO_LITTLE_ANNOUNCED = IllegalRequest, 0x0e03;
+    /// The contents of the medium may be others than before.
+    MEDIUM_MAY_HAVE_CHANGED = UnitAttention, 0x2800;
+    /// Space for writes is getting short.
+    SOFT_THRESHOLD_REACHED = UnitAttention, 0x3807;
     /// Power on or reset.
     POWER_ON = UnitAttention, 0x2900;
     /// The logical unit was reset.
@@ -133,7 +145,7 @@ senses! {
 impl Sense {
     /// A report with neither information nor pointer.
     pub const fn new(key: Key, code: u16) -> Sense {
-        Sense { key, code, information: None, field: None }
+        Sense { key, code, information: None, field: None, progress: None }
     }
 
     /// INVALID FIELD IN CDB, pointing at `byte` and, for a field smaller than a byte, its highest bit.
@@ -157,7 +169,19 @@ impl Sense {
         self
     }
 
+    /// The same report with how much is done, in 65536ths.
+    #[must_use]
+    pub const fn with_progress(mut self, progress: u16) -> Sense {
+        self.progress = Some(progress);
+        self
+    }
+
+    /// SENSE KEY SPECIFIC (SPC-5 4.4.2.4).
     fn key_specific(&self) -> Option<[u8; 3]> {
+        if let Some(progress) = self.progress {
+            let [high, low] = progress.to_be_bytes();
+            return Some([0x80, high, low]);
+        }
         self.field.map(|field| {
             let [high, low] = field.byte.to_be_bytes();
             let bit = field.bit.map_or(0, |bit| 0x08 | bit & 7);
@@ -210,6 +234,16 @@ mod tests {
         assert_eq!(out.len(), FIXED_LEN);
         assert_eq!((out[0], out[2], out[12], out[13]), (0x70, 5, 0x24, 0));
         assert_eq!(out[15..18], [0x80 | 0x40 | 0x08 | 5, 0, 2]);
+    }
+
+    #[test]
+    fn progress_has_its_place_in_both_formats() {
+        let sense = Sense::SANITIZE_IN_PROGRESS.with_progress(0x8001);
+        let (mut fixed, mut descriptor) = (Vec::new(), Vec::new());
+        sense.emit(false, &mut fixed);
+        assert_eq!(fixed[15..18], [0x80, 0x80, 0x01]);
+        sense.emit(true, &mut descriptor);
+        assert_eq!(descriptor[8..], [0x02, 0x06, 0, 0, 0x80, 0x80, 0x01, 0]);
     }
 
     #[test]

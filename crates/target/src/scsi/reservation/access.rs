@@ -37,10 +37,15 @@ impl Access {
             | Command::Verify { .. }
             | Command::PreFetch { .. }
             | Command::GetLbaStatus { .. }
+            | Command::ReadDefectData { .. }
             | Command::ModeSense(_)
             | Command::ReportSupportedOpcodes { .. }
             | Command::ReportSupportedTmfs { .. } => Access::Read,
             Command::Write(_)
+            | Command::OrWrite(_)
+            | Command::WriteAtomic { .. }
+            | Command::Sanitize(_)
+            | Command::FormatUnit(_)
             | Command::WriteAndVerify { .. }
             | Command::WriteSame(_)
             | Command::Unmap { .. }
