@@ -16,7 +16,8 @@ use crate::{
     group::{no_space, Inner, Log, Point, Sealing},
     index::Entry,
     lineage::TimelineId,
-    record::{record_bytes, Header, Opcode, HEADER_BYTES},
+    read::CopyInfo,
+    record::{record_bytes, CopySource, Header, Opcode, HEADER_BYTES},
     segment::{first_lsn, Segment, SEGMENT_HEADER_BYTES},
     Error, Lsn, Result,
 };
@@ -43,6 +44,8 @@ const PAGE_BYTES: u64 = 4096;
 const ROOM_WAIT: Duration = Duration::from_secs(20);
 /// Full segments that may wait for their index before writers wait for the keeper.
 const MAX_SEALING: usize = 64;
+/// The most room kept for what must not wait for room; in small segments it is a sixteenth.
+const MAX_RESERVE_BYTES: u64 = 4 << 20;
 
 impl Inner {
     /// Appends `drafts` on `timeline`; returns the LSN of the first record. The caller holds the log.
@@ -54,6 +57,32 @@ impl Inner {
     ) -> Result<Lsn> {
         self.check_writable()?;
         self.make_room(log, drafts)?;
+        self.put(log, timeline, drafts)
+    }
+
+    /// As [`Inner::append`], for what must not wait: it may use the last of the room, which is kept from others, and makes a segment
+    /// itself if that is what is missing; else it is refused at once.
+    pub(crate) fn append_now(
+        &self,
+        log: &mut MutexGuard<'_, Log>,
+        timeline: TimelineId,
+        drafts: &[Draft<'_>],
+    ) -> Result<Lsn> {
+        self.check_writable()?;
+        while log.next.len() < self.needed(log, drafts, 0) {
+            if log.preparing {
+                return Err(Error::NoSpace {
+                    group: self.name.clone(),
+                    detail: "the next segment is not ready yet: try again".into(),
+                });
+            }
+            self.make_segment(log)?;
+        }
+        self.put(log, timeline, drafts)
+    }
+
+    /// Writes drafts for which there is room.
+    fn put(&self, log: &mut MutexGuard<'_, Log>, timeline: TimelineId, drafts: &[Draft<'_>]) -> Result<Lsn> {
         let now = self.files.now_ns();
         let mut first = None;
         let mut entries: Vec<Entry> = Vec::with_capacity(drafts.len());
@@ -118,6 +147,10 @@ impl Inner {
             };
             headers.push(header.encode(self.seed));
             entries.push(Entry::from(&header));
+            if let (Opcode::Copy, Some(source)) = (d.opcode, CopySource::decode(d.payload)) {
+                // Whoever reads the copy need not read the record.
+                self.copies.write().put(header.lsn, CopyInfo { timeline, lba: d.lba, source });
+            }
             offset += record_bytes(d.payload.len()) as u64;
         }
         let mut slices: Vec<IoSlice<'_>> = Vec::with_capacity(drafts.len() * 2);
@@ -205,22 +238,46 @@ impl Inner {
         state.head = head;
     }
 
+    /// How many segments must be ready for `drafts`, with `rest` bytes left behind them.
+    fn needed(&self, log: &Log, drafts: &[Draft<'_>], rest: u64) -> usize {
+        let mut offset = log.offset;
+        let mut needed = 0;
+        for bytes in drafts.iter().map(|d| record_bytes(d.payload.len()) as u64).chain([rest]) {
+            if offset + bytes > self.segment_bytes {
+                needed += 1;
+                offset = SEGMENT_HEADER_BYTES;
+            }
+            offset += bytes;
+        }
+        needed
+    }
+
+    /// Room that only [`Inner::append_now`] may use: for some thousand comparing writes of a block.
+    fn reserve_bytes(&self) -> u64 {
+        MAX_RESERVE_BYTES.min(self.segment_bytes / 16)
+    }
+
+    /// Makes the segment behind those that are ready, of a spare one if there is any. The preparer must not be at it.
+    fn make_segment(&self, log: &mut Log) -> Result<()> {
+        let number = log.active.number + 1 + log.next.len() as u64;
+        let (files, dir) = (&*self.files, &self.dir);
+        let spare = self.spare.lock().pop();
+        let made = match spare {
+            Some(spare) => spare.recycle(files, dir, self.id, number, self.segment_bytes)?,
+            None => Segment::create(files, dir, self.id, number, self.segment_bytes)
+                .map_err(|e| no_space(&self.name, e))?,
+        };
+        log.next.push_back(made);
+        Ok(())
+    }
+
     /// Sees to it that enough segments are ready for `drafts`; refuses if there is no space for them. It may let go of the log while
     /// it waits for room, but never once it has found what it needs: what the caller then sees of the group stays so.
     pub(crate) fn make_room(&self, log: &mut MutexGuard<'_, Log>, drafts: &[Draft<'_>]) -> Result<()> {
         let deadline = Instant::now() + ROOM_WAIT;
         loop {
             self.check_writable()?;
-            let mut offset = log.offset;
-            let mut needed = 0;
-            for d in drafts {
-                let bytes = record_bytes(d.payload.len()) as u64;
-                if offset + bytes > self.segment_bytes {
-                    needed += 1;
-                    offset = SEGMENT_HEADER_BYTES;
-                }
-                offset += bytes;
-            }
+            let needed = self.needed(log, drafts, self.reserve_bytes());
             if needed == 0 {
                 return Ok(());
             }
@@ -231,20 +288,8 @@ impl Inner {
             if crowded {
                 self.keeper.wake();
             } else if !log.preparing {
-                if let Some(spare) = self.spare.lock().pop() {
-                    let number = log.active.number + 1 + log.next.len() as u64;
-                    let (files, dir) = (&*self.files, &self.dir);
-                    log.next.push_back(spare.recycle(files, dir, self.id, number, self.segment_bytes)?);
-                    continue;
-                }
-                let number = log.active.number + 1 + log.next.len() as u64;
-                match Segment::create(&*self.files, &self.dir, self.id, number, self.segment_bytes)
-                    .map_err(|e| no_space(&self.name, e))
-                {
-                    Ok(segment) => {
-                        log.next.push_back(segment);
-                        continue;
-                    }
+                match self.make_segment(log) {
+                    Ok(()) => continue,
                     Err(e @ Error::NoSpace { .. }) if self.background => {
                         if Instant::now() >= deadline || !self.keeper.ask_for_room() {
                             return Err(e);

@@ -2,8 +2,9 @@
 //!
 //! A volume is cut into chunks; a chunk keeps its extents sorted in one array of 12-byte entries, so that a 4 KiB block written at
 //! random costs 12 bytes plus the array's slack (an eighth), a lookup is one array index and one binary search in a few cache lines,
-//! and an insertion moves at most some kilobytes. A chunk wholly covered by one extent of zeros, or one copy, is two words, so that
-//! zeroing a tebibyte is a fill of an array. Chunks grow with the volume: 4 MiB up to 1 TiB, 8 MiB up to 8 TiB, 32 MiB above.
+//! and an insertion moves at most some kilobytes. A chunk wholly covered by one extent of zeros, or one copy, is two words, and so is a
+//! page of 1,024 such chunks: zeroing or cloning a whole volume sets a few hundred words. Chunks grow with the volume: 4 MiB up to 1 TiB,
+//! 8 MiB up to 8 TiB, 32 MiB above.
 
 use crate::Lsn;
 
@@ -140,13 +141,40 @@ enum Chunk {
 
 const PAGE_CHUNKS: usize = 1024;
 
-type Page = Box<[Chunk]>;
+/// A row of [`PAGE_CHUNKS`] chunks.
+#[derive(Debug, Default)]
+enum Page {
+    #[default]
+    Empty,
+    /// One extent over all of it; never data, whose location moves on from block to block.
+    Whole(Loc),
+    Chunks(Box<[Chunk]>),
+}
+
+impl Page {
+    /// The chunks, made if there were none.
+    fn chunks(&mut self) -> &mut [Chunk] {
+        if !matches!(self, Page::Chunks(_)) {
+            let whole = match *self {
+                Page::Whole(loc) => Some(loc),
+                _ => None,
+            };
+            let mut chunks = Vec::new();
+            chunks.resize_with(PAGE_CHUNKS, || whole.map_or(Chunk::Empty, Chunk::Whole));
+            *self = Page::Chunks(chunks.into_boxed_slice());
+        }
+        match self {
+            Page::Chunks(chunks) => chunks,
+            _ => &mut [],
+        }
+    }
+}
 
 /// The newest versions of one volume's blocks.
 #[derive(Debug)]
 pub(crate) struct ExtentMap {
     chunk_shift: u32,
-    pages: Vec<Option<Page>>,
+    pages: Vec<Page>,
     capacity_bytes: usize,
 }
 
@@ -161,29 +189,27 @@ impl ExtentMap {
         };
         let chunks = blocks.div_ceil(1 << chunk_shift) as usize;
         let mut pages = Vec::new();
-        pages.resize_with(chunks.div_ceil(PAGE_CHUNKS), || None);
+        pages.resize_with(chunks.div_ceil(PAGE_CHUNKS), Page::default);
         ExtentMap { chunk_shift, pages, capacity_bytes: 0 }
     }
 
     /// Bytes of memory the map holds.
     pub(crate) fn memory_bytes(&self) -> usize {
         self.capacity_bytes
-            + self.pages.len() * size_of::<Option<Page>>()
-            + self.pages.iter().flatten().count() * PAGE_CHUNKS * size_of::<Chunk>()
+            + self.pages.len() * size_of::<Page>()
+            + self.pages.iter().filter(|p| matches!(p, Page::Chunks(_))).count()
+                * PAGE_CHUNKS
+                * size_of::<Chunk>()
+    }
+
+    fn page_blocks(&self) -> u64 {
+        (PAGE_CHUNKS as u64) << self.chunk_shift
     }
 
     fn chunk_mut(&mut self, index: u64) -> Option<(&mut Chunk, &mut usize)> {
         let page = self.pages.get_mut(index as usize / PAGE_CHUNKS)?;
-        let page = page.get_or_insert_with(|| {
-            let mut chunks = Vec::new();
-            chunks.resize_with(PAGE_CHUNKS, Chunk::default);
-            chunks.into_boxed_slice()
-        });
-        page.get_mut(index as usize % PAGE_CHUNKS).map(|chunk| (chunk, &mut self.capacity_bytes))
-    }
-
-    fn chunk(&self, index: u64) -> Option<&Chunk> {
-        self.pages.get(index as usize / PAGE_CHUNKS)?.as_ref()?.get(index as usize % PAGE_CHUNKS)
+        let chunk = page.chunks().get_mut(index as usize % PAGE_CHUNKS);
+        chunk.map(|chunk| (chunk, &mut self.capacity_bytes))
     }
 
     /// Makes `extent` the newest version of its blocks.
@@ -194,6 +220,10 @@ impl ExtentMap {
         while at < end {
             let index = at >> self.chunk_shift;
             let first = index << self.chunk_shift;
+            if at == first && index % PAGE_CHUNKS as u64 == 0 && self.put_page(index, end - at, extent.loc) {
+                at += self.page_blocks();
+                continue;
+            }
             let to = end.min(first + size);
             let loc = extent.loc.advanced(at - extent.lba);
             if let Some((chunk, capacity)) = self.chunk_mut(index) {
@@ -201,6 +231,19 @@ impl ExtentMap {
             }
             at = to;
         }
+    }
+
+    /// Covers the page that begins with chunk `index`, if `count` blocks do; says whether it has.
+    fn put_page(&mut self, index: u64, count: u64, loc: Loc) -> bool {
+        if count < self.page_blocks() || loc.kind() == Kind::Data {
+            return false;
+        }
+        let Some(page) = self.pages.get_mut(index as usize / PAGE_CHUNKS) else { return false };
+        if let Page::Chunks(chunks) = page {
+            chunks.iter_mut().for_each(|chunk| chunk.free(&mut self.capacity_bytes));
+        }
+        *page = Page::Whole(loc);
+        true
     }
 
     /// Calls `visit` with the extents that overlap `count` blocks from `lba`, in order, clipped. Where there is none, nothing is called.
@@ -212,13 +255,20 @@ impl ExtentMap {
             let index = at >> self.chunk_shift;
             let first = index << self.chunk_shift;
             let to = end.min(first + size);
-            match self.chunk(index) {
-                None if self.pages.get(index as usize / PAGE_CHUNKS).is_none_or(Option::is_none) => {
-                    // The whole page of chunks is empty.
-                    let pages = index / PAGE_CHUNKS as u64 + 1;
-                    at = (pages * PAGE_CHUNKS as u64) << self.chunk_shift;
+            let chunk = match self.pages.get(index as usize / PAGE_CHUNKS) {
+                None | Some(Page::Empty) => {
+                    at = (index / PAGE_CHUNKS as u64 + 1) * self.page_blocks();
                     continue;
                 }
+                Some(Page::Whole(loc)) => {
+                    let to = end.min((index / PAGE_CHUNKS as u64 + 1) * self.page_blocks());
+                    visit(Mapped { lba: at, count: to - at, loc: *loc });
+                    at = to;
+                    continue;
+                }
+                Some(Page::Chunks(chunks)) => chunks.get(index as usize % PAGE_CHUNKS),
+            };
+            match chunk {
                 None | Some(Chunk::Empty) => {}
                 Some(Chunk::Whole(loc)) => {
                     visit(Mapped { lba: at, count: to - at, loc: loc.advanced(at - first) });
@@ -253,9 +303,9 @@ impl ExtentMap {
                 }
             }
         };
-        let page_blocks = (PAGE_CHUNKS as u64) << self.chunk_shift;
+        let page_blocks = self.page_blocks();
         for (i, page) in self.pages.iter().enumerate() {
-            if page.is_some() {
+            if !matches!(page, Page::Empty) {
                 self.lookup(i as u64 * page_blocks, page_blocks, &mut merge);
             }
         }
@@ -268,15 +318,20 @@ impl ExtentMap {
     /// page to continue with, or `None` after the last.
     pub(crate) fn forget_before(&mut self, edge: Lsn, page: usize) -> Option<usize> {
         let slot = self.pages.get_mut(page)?;
-        if let Some(chunks) = slot {
-            let mut empty = true;
-            for chunk in chunks.iter_mut() {
-                chunk.forget_before(edge, &mut self.capacity_bytes);
-                empty &= matches!(chunk, Chunk::Empty);
+        let empty = match slot {
+            Page::Empty => false,
+            Page::Whole(loc) => loc.lsn() < edge,
+            Page::Chunks(chunks) => {
+                let mut empty = true;
+                for chunk in chunks.iter_mut() {
+                    chunk.forget_before(edge, &mut self.capacity_bytes);
+                    empty &= matches!(chunk, Chunk::Empty);
+                }
+                empty
             }
-            if empty {
-                *slot = None;
-            }
+        };
+        if empty {
+            *slot = Page::Empty;
         }
         (page + 1 < self.pages.len()).then_some(page + 1)
     }
@@ -406,7 +461,11 @@ mod tests {
             });
             prop_assert!(seen == model);
             let capacity = map.capacity_bytes;
-            let real: usize = map.pages.iter().flatten().flat_map(|p| p.iter()).map(|c| match c {
+            let chunks = map.pages.iter().filter_map(|p| match p {
+                Page::Chunks(chunks) => Some(chunks),
+                _ => None,
+            });
+            let real: usize = chunks.flatten().map(|c| match c {
                 Chunk::Some(e) => e.capacity() * 12 + 24,
                 _ => 0,
             }).sum();

@@ -204,10 +204,27 @@ impl File for DiskFile {
 
     fn punch(&self, offset: u64, len: u64) -> io::Result<()> {
         use rustix::fs::FallocateFlags as F;
+        use rustix::io::Errno;
         match rustix::fs::fallocate(&self.0, F::PUNCH_HOLE | F::KEEP_SIZE, offset, len) {
-            Err(rustix::io::Errno::OPNOTSUPP) => write_zeros(&self.0, offset, len),
-            other => Ok(other?),
+            Err(Errno::OPNOTSUPP) => {}
+            other => return Ok(other?),
         }
+        // A device that cannot give space back may still zero itself.
+        match rustix::fs::fallocate(&self.0, F::ZERO_RANGE | F::KEEP_SIZE, offset, len) {
+            Err(Errno::OPNOTSUPP) => {}
+            other => return Ok(other?),
+        }
+        let end = offset + len;
+        let mut at = offset;
+        while at < end {
+            let (data, until) = self.data_at(at)?;
+            let until = until.clamp(at + 1, end);
+            if data {
+                write_zeros(&self.0, at, until - at)?;
+            }
+            at = until;
+        }
+        Ok(())
     }
 
     fn data_at(&self, offset: u64) -> io::Result<(bool, u64)> {

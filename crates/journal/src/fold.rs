@@ -276,7 +276,7 @@ impl Inner {
         }
     }
 
-    fn copy_source(&self, e: &Entry) -> Result<CopySource> {
+    pub(crate) fn copy_source(&self, e: &Entry) -> Result<CopySource> {
         let mut b = [0; CopySource::BYTES];
         self.read_payload(e.lsn + HEADER_BYTES as u64, &mut b)?;
         CopySource::decode(&b).ok_or_else(|| Error::Damaged {
@@ -354,7 +354,8 @@ impl Inner {
                 }
             }
         }
-        self.copies.lock().retain(|(_, lsn, _)| *lsn >= edge);
+        self.copies.write().forget_before(edge);
+        self.rows.lock().forget_before(place(edge, self.segment_bytes).0);
     }
 }
 
@@ -405,6 +406,8 @@ impl BaseWriter<'_> {
 
     /// The place in the buffer for up to `want` bytes at byte `offset` of the volume.
     fn room(&mut self, offset: u64, want: u64) -> Result<&mut [u8]> {
+        // A terabyte of one pattern may be under way: whoever stops the group should not wait for it. The step is repeated.
+        self.inner.check_open()?;
         if self.buf.len() >= WRITE_BYTES || self.at + self.buf.len() as u64 != offset {
             self.flush()?;
             self.at = offset;
@@ -430,6 +433,10 @@ impl BaseWriter<'_> {
     fn pattern(&mut self, m: Mapped) -> Result<()> {
         let mut block = [0; BLOCK_BYTES];
         self.inner.read_payload(m.loc.lsn(), &mut block)?;
+        if block == [0; BLOCK_BYTES] {
+            self.flush()?;
+            return self.volume.base.punch(m.lba * BLOCK_BYTES as u64, m.count * BLOCK_BYTES as u64);
+        }
         let total = m.count * BLOCK_BYTES as u64;
         let mut done = 0;
         while done < total {
@@ -461,6 +468,7 @@ impl BaseWriter<'_> {
         let end = write_at + m.count * block;
         let mut buf = vec![0; WRITE_BYTES];
         while write_at < end {
+            self.inner.check_open()?;
             let (data, bytes) = from.base.data_at(read_at, end - write_at)?;
             let n = if data { bytes.min(WRITE_BYTES as u64) } else { bytes };
             if data {

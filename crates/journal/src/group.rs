@@ -21,6 +21,7 @@ use serde::{Deserialize, Serialize};
 use uuid::Uuid;
 
 use crate::{
+    asof::RowsCache,
     base::Base,
     cover::Cover,
     files::Files,
@@ -30,6 +31,7 @@ use crate::{
     keeper::Signal,
     lineage::{History, TimelineId},
     maps::{Maps, Sizes},
+    read::CopyCache,
     record,
     segment::{self, Segment, SegmentNumber},
     superblock::{Memory, Rewind, Superblock, VolumeInfo},
@@ -272,7 +274,8 @@ pub(crate) struct Inner {
     pub(crate) counters: Counters,
     pub(crate) recovery: Recovery,
     pub(crate) threads: Mutex<Vec<JoinHandle<()>>>,
-    pub(crate) copies: Mutex<VecDeque<(TimelineId, Lsn, Arc<View>)>>,
+    pub(crate) copies: RwLock<CopyCache>,
+    pub(crate) rows: Mutex<RowsCache>,
 }
 
 /// A consistency group. Cheap to clone; all clones are the same group.
@@ -472,18 +475,16 @@ impl Group {
                 "volume {name} is shown by open images such as {image}: close them first"
             )));
         }
-        let (newest_copy, folded) = {
-            let state = i.state.read();
-            (state.newest_copy, state.folded)
-        };
-        if newest_copy >= folded {
-            return Err(Error::Conflict(format!(
-                "volume {name} may be the source of copies within the window of group {}: settle the group first",
-                i.name
-            )));
+        let head = self.head().lsn;
+        i.refuse_if_copied(&volume.info, head)?;
+        {
+            // A copy is captured with the log held and asks then whether its source is still there.
+            let _log = i.log.lock();
+            i.refuse_if_copied_since(&volume.info, head)?;
+            volume.removed.store(true, Ordering::Release);
         }
-        i.remember(&mut control, |m| m.volumes.retain(|v| v.number != number))?;
-        volume.removed.store(true, Ordering::Release);
+        i.remember(&mut control, |m| m.volumes.retain(|v| v.number != number))
+            .inspect_err(|_| volume.removed.store(false, Ordering::Release))?;
         let mut state = i.state.write();
         state.volumes.remove(&number);
         state.resized();

@@ -14,7 +14,7 @@ use crate::{
     lineage::{Lineage, Span, Stay, Timeline, TimelineId},
     maps::{Maps, Sizes},
     record::{BranchPoint, Opcode, NO_VOLUME},
-    segment::place,
+    segment::{place, SegmentNumber},
     superblock::{ImageEntry, Memory, Rewind, VolumeInfo},
     view::{Layer, View},
     volume::Volume,
@@ -287,22 +287,19 @@ impl Inner {
                 Part::Sealing(sealing, timeline) => {
                     layers.extend(sealing.maps(&sizes).get(&timeline).cloned().map(Layer::Maps));
                 }
-                Part::Records(entries, span) => {
-                    let maps = maps_of(&entries, span, &sizes);
-                    layers.push(Layer::Maps(Arc::new(maps)));
-                }
-                Part::Index(index, span) => {
-                    let entries = index.entries(&*self.files, self.seed)?;
-                    let maps = maps_of(&entries, span, &sizes);
-                    layers.push(Layer::Maps(Arc::new(maps)));
-                }
+                Part::Cut(number, span) => match self.entries_of(number) {
+                    Ok(entries) => layers.push(Layer::Maps(Arc::new(maps_of(&entries, span, &sizes)))),
+                    // Folded and removed meanwhile: it is in the bases.
+                    Err(_) if self.state.read().folded >= span.end => {}
+                    Err(e) => return Err(e),
+                },
             }
         }
         Ok(View::new(layers))
     }
 
     /// What of `span` is in the log from `folded` on, newest first.
-    fn collect(&self, state: &RwLockReadGuard<'_, State>, span: Span, parts: &mut Vec<Part>) {
+    pub(crate) fn collect(&self, state: &RwLockReadGuard<'_, State>, span: Span, parts: &mut Vec<Part>) {
         let end = span.end.min(state.head.lsn);
         if end <= state.folded {
             return;
@@ -311,22 +308,18 @@ impl Inner {
         let from = state.folded / self.segment_bytes;
         let span = Span { timeline: span.timeline, end };
         // The head may stand just behind a full segment, so the active one can lie before the cut.
-        if state.active_number().is_some_and(|active| active <= cut) {
-            let entries: Vec<Entry> =
-                state.active.iter().filter(|e| e.timeline == span.timeline && e.lsn < end).copied().collect();
-            if !entries.is_empty() {
-                parts.push(Part::Records(Arc::new(entries), span));
-            }
+        if let Some(active) = state.active_number().filter(|active| *active <= cut) {
+            parts.push(Part::Cut(active, span));
         }
         for sealing in state.sealing.iter().rev().filter(|s| s.segment.number <= cut) {
             parts.push(if sealing.segment.number < cut {
                 Part::Sealing(sealing.clone(), span.timeline)
             } else {
-                Part::Records(Arc::clone(&sealing.entries), span)
+                Part::Cut(cut, span)
             });
         }
-        if let Some(index) = state.indexes.get(&cut) {
-            parts.push(Part::Index(Arc::clone(index), span));
+        if state.indexes.contains_key(&cut) {
+            parts.push(Part::Cut(cut, span));
         }
         if let Some(cover) = state.covers.get(&span.timeline) {
             let mut runs = Vec::new();
@@ -336,11 +329,14 @@ impl Inner {
     }
 }
 
-enum Part {
+/// Where a stretch of a lineage has its versions.
+pub(crate) enum Part {
+    /// Among a segment's records; which of them is for the span to say.
+    Cut(SegmentNumber, Span),
+    /// In a whole segment that has no run yet.
     Sealing(Sealing, TimelineId),
+    /// In whole segments.
     Run(Arc<crate::run::Run>),
-    Records(Arc<Vec<Entry>>, Span),
-    Index(Arc<crate::index::SegmentIndex>, Span),
 }
 
 fn maps_of(entries: &[Entry], span: Span, sizes: &Sizes) -> Maps {

@@ -221,31 +221,56 @@ impl SegmentIndex {
 
     /// The records, in log order. Checked the first time.
     pub(crate) fn entries(&self, files: &dyn Files, seed: u32) -> Result<Vec<Entry>> {
-        let bytes = match self.entries.get() {
-            Some(bytes) => Arc::clone(bytes),
-            None => {
-                let file = files.open(&self.path, Open::Read).doing("opening", &self.path)?;
-                let bytes = file.map().doing("mapping", &self.path)?;
-                let body = (*bytes).as_ref().get(HEADER_BYTES..).unwrap_or_default();
-                if crc32c::crc32c_append(seed, body) != self.entries_crc {
-                    return Err(Error::Damaged {
-                        path: self.path.clone(),
-                        detail: "CRC does not match: remove the file and restart to rebuild it".into(),
-                    });
-                }
-                Arc::clone(self.entries.get_or_init(|| bytes))
-            }
-        };
-        let body = (*bytes).as_ref().get(HEADER_BYTES..).unwrap_or_default();
-        body.chunks_exact(ENTRY_BYTES)
-            .map(|b| {
-                Entry::decode(b).ok_or_else(|| Error::Damaged {
-                    path: self.path.clone(),
-                    detail: "unknown opcode".into(),
-                })
-            })
-            .collect()
+        self.part(files, seed, 0, usize::MAX)
     }
+
+    /// Records `from` up to `to`, as far as there are any.
+    pub(crate) fn part(&self, files: &dyn Files, seed: u32, from: usize, to: usize) -> Result<Vec<Entry>> {
+        let bytes = self.checked(files, seed)?;
+        let entries = body(&bytes).chunks_exact(ENTRY_BYTES).skip(from).take(to - from);
+        entries.map(|b| self.entry(b)).collect()
+    }
+
+    /// How many records start before `lsn`.
+    pub(crate) fn count_before(&self, files: &dyn Files, seed: u32, lsn: Lsn) -> Result<usize> {
+        let bytes = self.checked(files, seed)?;
+        let body = body(&bytes);
+        let (mut low, mut high) = (0, body.len() / ENTRY_BYTES);
+        while low < high {
+            let middle = low + (high - low) / 2;
+            if u64_at(body, middle * ENTRY_BYTES) < lsn {
+                low = middle + 1;
+            } else {
+                high = middle;
+            }
+        }
+        Ok(low)
+    }
+
+    fn checked(&self, files: &dyn Files, seed: u32) -> Result<Bytes> {
+        if let Some(bytes) = self.entries.get() {
+            return Ok(Arc::clone(bytes));
+        }
+        let file = files.open(&self.path, Open::Read).doing("opening", &self.path)?;
+        let bytes = file.map().doing("mapping", &self.path)?;
+        if crc32c::crc32c_append(seed, body(&bytes)) != self.entries_crc {
+            return Err(Error::Damaged {
+                path: self.path.clone(),
+                detail: "CRC does not match: remove the file and restart to rebuild it".into(),
+            });
+        }
+        Ok(Arc::clone(self.entries.get_or_init(|| bytes)))
+    }
+
+    fn entry(&self, b: &[u8]) -> Result<Entry> {
+        Entry::decode(b)
+            .ok_or_else(|| Error::Damaged { path: self.path.clone(), detail: "unknown opcode".into() })
+    }
+}
+
+/// The entries' bytes.
+fn body(bytes: &Bytes) -> &[u8] {
+    (**bytes).as_ref().get(HEADER_BYTES..).unwrap_or_default()
 }
 
 fn few_timelines(entries: &[Entry]) -> Option<Vec<u32>> {

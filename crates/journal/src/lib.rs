@@ -6,13 +6,16 @@
 //! trimming folds what leaves the window into the [`base`]. What must survive but is not a record is in the [`superblock`].
 //! All of it stands on [`files`], the seam under which a test can put a medium that loses power.
 mod append;
+mod asof;
 mod base;
+mod copy;
 mod cover;
 pub mod error;
 mod extents;
 pub mod files;
 mod flush;
 mod fold;
+mod foreign;
 mod group;
 mod image;
 mod index;
@@ -20,6 +23,7 @@ mod keeper;
 mod lineage;
 mod mapped;
 mod maps;
+mod moment;
 mod open;
 mod point;
 mod read;
@@ -32,12 +36,14 @@ mod superblock;
 mod view;
 mod volume;
 
+pub use copy::{Copied, CopyPiece};
 pub use error::{Error, Result};
 pub use flush::FlushDone;
 pub use group::{
     check_name, Bookmark, BookmarkKind, Group, NewBase, Options, Point, Policy, Recovery, Stats, Window,
 };
 pub use image::{Image, ImageInfo};
+pub use moment::Moment;
 pub use record::FORMAT;
 pub use superblock::{Rewind, VolumeInfo};
 pub use volume::{Change, Extent, Volume};

@@ -133,7 +133,8 @@ impl Group {
             counters: Counters::default(),
             recovery: tail.recovery,
             threads: Mutex::new(Vec::new()),
-            copies: Mutex::new(VecDeque::new()),
+            copies: Default::default(),
+            rows: Default::default(),
         });
         inner.state.write().resized();
         inner.honour_branches(&branches)?;

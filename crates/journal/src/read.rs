@@ -1,18 +1,22 @@
 //! Reading: from "which blocks" to bytes.
 //!
 //! A lookup and the segments it names are taken under one read lock; the bytes are read after it. That is safe because what a lookup
-//! finds in the log stays readable (the segment is held), and because the base is changed only below the trailing edge, where no
-//! reader's answer differs. The one exception is a block that is a copy: its source is looked up as of the COPY record, and that
-//! answer holds only while the bases have not been folded beyond the record; so this is checked after the bytes have been read.
+//! finds in the log stays readable (the segment is held), and because the base is changed only below the trailing edge, in blocks for
+//! which no reader's answer differs. The one exception is a block that is a copy, or is read as of a moment: its answer holds only while
+//! the bases have not been folded beyond the record, or the moment; so this is checked after the bytes have been read.
+//!
+//! A copy is its source as of its own record. Most of that is what the same line of history has now, which one lookup tells: a version
+//! older than the record was there already. Only what has been changed since is looked for in the past ([`crate::asof`]). Copies of
+//! copies are followed in a loop, each step to an older record.
 
-use std::sync::Arc;
+use std::{collections::HashMap, sync::Arc};
 
 use crate::{
     error::Context,
     extents::{Kind, Loc},
     group::{Inner, State, VolumeState},
     image::ImageState,
-    lineage::TimelineId,
+    lineage::{agree, TimelineId},
     record::{self, CopySource, Header, Opcode},
     segment::{place, Segment},
     view::{search, Gaps, Piece, Pieces, View},
@@ -27,6 +31,16 @@ pub(crate) enum Line {
     Production,
     /// An image.
     Image(Arc<ImageState>),
+    /// A line as it was at one moment.
+    Past(Arc<Past>),
+}
+
+/// A moment of a line that takes writes.
+pub(crate) struct Past {
+    /// Where it was taken.
+    pub(crate) of: Line,
+    pub(crate) timeline: TimelineId,
+    pub(crate) lsn: Lsn,
 }
 
 impl Line {
@@ -34,8 +48,62 @@ impl Line {
         match (self, other) {
             (Line::Production, Line::Production) => true,
             (Line::Image(a), Line::Image(b)) => Arc::ptr_eq(a, b),
+            (Line::Past(a), Line::Past(b)) => Arc::ptr_eq(a, b),
             _ => false,
         }
+    }
+
+    /// The point beyond which no fold may have gone for its blocks to be read.
+    fn pinned(&self) -> Lsn {
+        match self {
+            Line::Past(past) => past.lsn,
+            _ => Lsn::MAX,
+        }
+    }
+}
+
+/// Where one read looks things up: found out once, so that a rewind cannot come between its parts.
+#[derive(Clone)]
+pub(crate) enum Sight {
+    /// A line that takes writes, as it is.
+    Tip(TimelineId),
+    /// A view.
+    View(Arc<View>),
+    /// A timeline as of a point; over a tip that shows the same but for what is newer, if there is one.
+    Past { tip: Option<TimelineId>, timeline: TimelineId, lsn: Lsn },
+}
+
+/// What a COPY record says.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct CopyInfo {
+    pub(crate) timeline: TimelineId,
+    /// The first block it changes.
+    pub(crate) lba: u64,
+    pub(crate) source: CopySource,
+}
+
+/// COPY records whose saying is kept, so that reading a clone reads no records: 4 MiB.
+const KEPT_COPIES: usize = 1 << 16;
+
+/// What COPY records say, by LSN.
+#[derive(Default)]
+pub(crate) struct CopyCache(HashMap<Lsn, CopyInfo>);
+
+impl CopyCache {
+    pub(crate) fn get(&self, lsn: Lsn) -> Option<CopyInfo> {
+        self.0.get(&lsn).copied()
+    }
+
+    pub(crate) fn put(&mut self, lsn: Lsn, info: CopyInfo) {
+        if self.0.len() >= KEPT_COPIES {
+            // Rarely, and what is needed comes back at the price of one read each.
+            self.0.clear();
+        }
+        self.0.insert(lsn, info);
+    }
+
+    pub(crate) fn forget_before(&mut self, edge: Lsn) {
+        self.0.retain(|lsn, _| *lsn >= edge);
     }
 }
 
@@ -48,18 +116,16 @@ pub(crate) struct Found {
 /// What one lookup found; most find one piece.
 pub(crate) type FoundList = smallvec::SmallVec<[Found; 4]>;
 
-/// A part of a read that is still to be done.
-struct Todo {
-    volume: Arc<VolumeState>,
-    found: Found,
-    /// Where it goes in the buffer, in bytes.
-    at: usize,
+/// A part of a request that has been found, or is a copy and still to be followed.
+pub(crate) struct Todo {
+    pub(crate) volume: Arc<VolumeState>,
+    pub(crate) found: Found,
+    /// Blocks from the request's start.
+    pub(crate) at: u64,
 }
 
 /// Folding can overtake a read of a copy; it moves in large steps, so a few attempts are many.
 const ATTEMPTS: usize = 64;
-/// Views of copies kept for the next reader.
-const COPY_VIEWS: usize = 16;
 
 impl Volume {
     /// Reads `buf.len() / 512` blocks from `lba`; `buf.len()` is a multiple of 512.
@@ -73,12 +139,12 @@ impl Volume {
         }
         let inner = &self.group.0;
         'again: for _ in 0..ATTEMPTS {
-            let found = self.look(lba, (buf.len() / BLOCK_BYTES) as u64)?;
+            let (found, sight) = self.look(lba, (buf.len() / BLOCK_BYTES) as u64)?;
             let mut copies: Vec<Todo> = Vec::new();
             for f in found {
-                let at = (f.piece.lba - lba) as usize * BLOCK_BYTES;
+                let at = f.piece.lba - lba;
                 let volume = &self.volume;
-                if f.piece.loc.is_some_and(|l| l.kind() == Kind::Copy) {
+                if f.is_copy() {
                     copies.push(Todo { volume: Arc::clone(volume), found: f, at });
                 } else if let Err(e) = inner.fill(volume, &f, at, buf) {
                     // A segment that was folded and removed before its file was opened: the bytes are in the base now.
@@ -88,54 +154,59 @@ impl Volume {
                     return Err(e);
                 }
             }
-            if copies.is_empty() || inner.fill_copies(copies, buf)? {
-                // An image closed meanwhile no longer holds the edge, so what was read may not be its own.
+            let fill = &mut |t: Todo| inner.fill(&t.volume, &t.found, t.at, buf);
+            if copies.is_empty() || inner.follow(&sight, copies, fill)? >= inner.state.read().folded {
+                // An image closed meanwhile no longer holds the edge, so what was read may not be its own; nor may what a fold has
+                // come by be a moment's.
+                self.check_unfolded()?;
                 return self.check_present();
             }
         }
-        Err(Error::Conflict(format!(
-            "volume {} is being folded faster than it can be read: try again",
-            self.volume.info.name
-        )))
+        Err(self.overtaken())
     }
 
-    /// Where `count` blocks from `lba` are; not in order.
+    pub(crate) fn overtaken(&self) -> Error {
+        Error::Conflict(format!(
+            "volume {} is being folded faster than it can be read: try again",
+            self.volume.info.name
+        ))
+    }
+
+    /// Refuses if the bases have been folded beyond the moment that is read.
+    pub(crate) fn check_unfolded(&self) -> Result<()> {
+        if matches!(self.line, Line::Past(_)) && self.group.0.state.read().folded > self.line.pinned() {
+            return Err(self.moment_gone());
+        }
+        Ok(())
+    }
+
+    /// Where `count` blocks from `lba` are, not in order; and where that was seen.
     ///
     /// Views are searched without a lock: their runs may have to come from the disk, and nobody's writes should wait for that.
-    pub(crate) fn look(&self, lba: u64, count: u64) -> Result<FoundList> {
+    pub(crate) fn look(&self, lba: u64, count: u64) -> Result<(FoundList, Sight)> {
         let inner = &self.group.0;
         let number = self.volume.info.number;
-        let mut pieces = Pieces::new();
-        let mut gaps = Gaps::new();
-        gaps.push((lba, count));
-        let (view, folded) = {
-            let state = inner.state.read();
-            let tip = match &self.line {
-                Line::Production => state.history.production(),
-                Line::Image(image) => image.entry.timeline,
-            };
-            match &self.line {
-                Line::Image(image) if !image.entry.writable => (Some(Arc::clone(&image.view)), state.folded),
-                _ => {
-                    let Some(tip) = state.tips.get(&tip) else {
-                        return Err(Error::Gone(format!("volume {}", self.volume.info.name)));
-                    };
-                    gaps = search(&gaps, state.folded, &mut pieces, &mut |lba, count, visit| {
-                        tip.own.lookup(number, lba, count, visit);
-                        Ok(())
-                    })?;
-                    if gaps.is_empty() {
-                        return Ok(state.hold(pieces, inner.segment_bytes));
-                    }
-                    (tip.under.clone(), state.folded)
-                }
+        let gone = || Error::Gone(format!("volume {}", self.volume.info.name));
+        match &self.line {
+            Line::Production => inner.look_at_tip(None, number, lba, count)?.ok_or_else(gone),
+            Line::Image(image) if image.entry.writable => {
+                inner.look_at_tip(Some(image.entry.timeline), number, lba, count)?.ok_or_else(gone)
             }
-        };
-        match view {
-            Some(view) => view.lookup(number, gaps, folded, &mut pieces)?,
-            None => pieces.extend(gaps.into_iter().map(|(lba, count)| Piece { lba, count, loc: None })),
+            Line::Image(image) => {
+                let sight = Sight::View(Arc::clone(&image.view));
+                Ok((inner.look_at_view(&image.view, number, lba, count)?, sight))
+            }
+            Line::Past(past) => {
+                let sight = inner.sight_of(past);
+                Ok((inner.look_at(&sight, number, lba, count)?, sight))
+            }
         }
-        Ok(inner.state.read().hold(pieces, inner.segment_bytes))
+    }
+}
+
+impl Found {
+    pub(crate) fn is_copy(&self) -> bool {
+        self.piece.loc.is_some_and(|l| l.kind() == Kind::Copy)
     }
 }
 
@@ -157,8 +228,117 @@ impl State {
 }
 
 impl Inner {
+    /// What a line that takes writes has now, and which line that was: `timeline`, or production's. `None` if it takes none any more.
+    fn look_at_tip(
+        &self,
+        timeline: Option<TimelineId>,
+        number: u32,
+        lba: u64,
+        count: u64,
+    ) -> Result<Option<(FoundList, Sight)>> {
+        let mut pieces = Pieces::new();
+        let mut gaps = Gaps::new();
+        gaps.push((lba, count));
+        let (view, folded, sight) = {
+            let state = self.state.read();
+            let timeline = timeline.unwrap_or_else(|| state.history.production());
+            let sight = Sight::Tip(timeline);
+            let Some(tip) = state.tips.get(&timeline) else { return Ok(None) };
+            gaps = search(&gaps, state.folded, &mut pieces, &mut |lba, count, visit| {
+                tip.own.lookup(number, lba, count, visit);
+                Ok(())
+            })?;
+            if gaps.is_empty() {
+                return Ok(Some((state.hold(pieces, self.segment_bytes), sight)));
+            }
+            (tip.under.clone(), state.folded, sight)
+        };
+        match view {
+            Some(view) => view.lookup(number, gaps, folded, &mut pieces)?,
+            None => pieces.extend(gaps.into_iter().map(|(lba, count)| Piece { lba, count, loc: None })),
+        }
+        Ok(Some((self.state.read().hold(pieces, self.segment_bytes), sight)))
+    }
+
+    fn look_at_view(&self, view: &View, number: u32, lba: u64, count: u64) -> Result<FoundList> {
+        let mut pieces = Pieces::new();
+        let mut gaps = Gaps::new();
+        gaps.push((lba, count));
+        let folded = self.state.read().folded;
+        view.lookup(number, gaps, folded, &mut pieces)?;
+        Ok(self.state.read().hold(pieces, self.segment_bytes))
+    }
+
+    /// Where a moment is best seen from: from its line as it is now, unless production has taken another way since.
+    pub(crate) fn sight_of(&self, past: &Past) -> Sight {
+        let Past { of, timeline, lsn } = past;
+        let tip = match of {
+            Line::Image(image) => Some(image.entry.timeline),
+            _ => {
+                let state = self.state.read();
+                let now = state.history.production();
+                let same =
+                    || agree(&state.history.lineage(*timeline, *lsn), &state.history.current()) >= *lsn;
+                (now == *timeline || same()).then_some(now)
+            }
+        };
+        Sight::Past { tip, timeline: *timeline, lsn: *lsn }
+    }
+
+    /// What is seen of `count` blocks from `lba` of a volume.
+    pub(crate) fn look_at(&self, sight: &Sight, number: u32, lba: u64, count: u64) -> Result<FoundList> {
+        match sight {
+            Sight::Tip(timeline) => match self.look_at_tip(Some(*timeline), number, lba, count)? {
+                Some((found, _)) => Ok(found),
+                None => Err(Error::Gone(format!("what timeline {timeline} had"))),
+            },
+            Sight::View(view) => self.look_at_view(view, number, lba, count),
+            Sight::Past { tip, timeline, lsn } => {
+                let now = tip.map(Sight::Tip);
+                self.look_before(now.as_ref(), (*timeline, *lsn), number, lba, count)
+            }
+        }
+    }
+
+    /// What a volume had as of `lsn` on `timeline`. `sight` shows a state that came of that one, so that whatever is older there was
+    /// the same then.
+    fn look_before(
+        &self,
+        sight: Option<&Sight>,
+        (timeline, lsn): (TimelineId, Lsn),
+        number: u32,
+        lba: u64,
+        count: u64,
+    ) -> Result<FoundList> {
+        let mut kept = FoundList::new();
+        let mut gaps = Gaps::new();
+        let seen = match sight {
+            // A tip that production has left meanwhile: the past is still there.
+            Some(sight) => self.look_at(sight, number, lba, count).ok(),
+            None => None,
+        };
+        match seen {
+            Some(seen) => {
+                for f in seen {
+                    match f.piece.loc {
+                        Some(loc) if loc.lsn() >= lsn => gaps.push((f.piece.lba, f.piece.count)),
+                        _ => kept.push(f),
+                    }
+                }
+            }
+            None => gaps.push((lba, count)),
+        }
+        if !gaps.is_empty() {
+            let mut pieces = Pieces::new();
+            self.as_of(timeline, lsn, number, gaps, &mut pieces)?;
+            kept.extend(self.state.read().hold(pieces, self.segment_bytes));
+        }
+        Ok(kept)
+    }
+
     /// Fills the part of `buf` that a piece (not a copy) describes.
-    fn fill(&self, volume: &VolumeState, found: &Found, at: usize, buf: &mut [u8]) -> Result<()> {
+    fn fill(&self, volume: &VolumeState, found: &Found, at: u64, buf: &mut [u8]) -> Result<()> {
+        let at = at as usize * BLOCK_BYTES;
         let bytes = found.piece.count as usize * BLOCK_BYTES;
         let buf = &mut buf[at..at + bytes];
         let Some(loc) = found.piece.loc else {
@@ -213,32 +393,57 @@ impl Inner {
         segment.file(&*self.files)?.read_at(buf, offset).doing("reading", &segment.path)
     }
 
-    /// Fills parts that are copies; `false` if folding came in between and all must be looked up again.
-    fn fill_copies(&self, mut todo: Vec<Todo>, buf: &mut [u8]) -> Result<bool> {
+    /// Follows copies to what they are copies of, and calls `visit` with each part found. All of it is right as long as the bases have
+    /// not been folded beyond the point returned, which the caller checks once it has used the parts; else all must be looked up again.
+    pub(crate) fn follow(
+        &self,
+        sight: &Sight,
+        mut todo: Vec<Todo>,
+        visit: &mut dyn FnMut(Todo) -> Result<()>,
+    ) -> Result<Lsn> {
         let mut oldest = Lsn::MAX;
         // Every step goes to a record strictly before the one it came from, so this ends.
         while let Some(t) = todo.pop() {
-            let Some(loc) = t.found.piece.loc.filter(|l| l.kind() == Kind::Copy) else {
-                if let Err(e) = self.fill(&t.volume, &t.found, t.at, buf) {
-                    if self.state.read().folded > oldest {
-                        return Ok(false);
-                    }
-                    return Err(e);
+            let copy = t.found.piece.loc.filter(|l| l.kind() == Kind::Copy);
+            let outcome = match copy {
+                None => visit(t),
+                Some(loc) => {
+                    oldest = oldest.min(loc.lsn());
+                    self.source_of(sight, &t, loc.lsn(), &mut todo)
                 }
-                continue;
             };
-            oldest = oldest.min(loc.lsn());
-            match self.source_of(&t, loc.lsn()) {
-                Ok(more) => todo.extend(more),
-                Err(_) if self.state.read().folded > oldest => return Ok(false),
-                Err(e) => return Err(e),
+            match outcome {
+                Err(_) if self.state.read().folded > oldest => return Ok(oldest),
+                other => other?,
             }
         }
-        Ok(self.state.read().folded <= oldest)
+        Ok(oldest)
     }
 
-    /// The parts that make up a copied part: its source as of the COPY record at `lsn`.
-    fn source_of(&self, t: &Todo, lsn: Lsn) -> Result<Vec<Todo>> {
+    /// Adds the parts that make up a copied part: its source as of the COPY record at `lsn`.
+    fn source_of(&self, sight: &Sight, t: &Todo, lsn: Lsn, todo: &mut Vec<Todo>) -> Result<()> {
+        let CopyInfo { timeline, lba, source } = self.copy_info(t, lsn)?;
+        let piece = t.found.piece;
+        let from = source.lba + (piece.lba - lba);
+        let found = self.look_before(Some(sight), (timeline, lsn), source.volume, from, piece.count)?;
+        let volume = if source.volume == t.volume.info.number {
+            Arc::clone(&t.volume)
+        } else {
+            let state = self.state.read();
+            let volume = state.volumes.get(&source.volume).cloned();
+            volume.ok_or_else(|| Error::Gone(format!("the source volume of a copy at LSN {lsn}")))?
+        };
+        todo.extend(found.into_iter().map(|found| {
+            let at = t.at + (found.piece.lba - from);
+            Todo { volume: Arc::clone(&volume), found, at }
+        }));
+        Ok(())
+    }
+
+    fn copy_info(&self, t: &Todo, lsn: Lsn) -> Result<CopyInfo> {
+        if let Some(info) = self.copies.read().get(lsn) {
+            return Ok(info);
+        }
         let mut b = [0; record::HEADER_BYTES + CopySource::BYTES];
         self.read_log(&t.found, Loc::new(Kind::Copy, lsn), &mut b)?;
         let damaged = |detail: &str| Error::Damaged {
@@ -248,48 +453,13 @@ impl Inner {
         let mut header = [0; record::HEADER_BYTES];
         header.copy_from_slice(&b[..record::HEADER_BYTES]);
         let header = Header::decode(&header, self.seed).map_err(damaged)?;
-        let source = CopySource::decode(&b[record::HEADER_BYTES..])
+        let payload = &b[record::HEADER_BYTES..];
+        let source = CopySource::decode(payload)
             .filter(|_| header.opcode == Opcode::Copy && header.lsn == lsn)
+            .filter(|_| crc32c::crc32c(payload) == header.payload_crc)
             .ok_or_else(|| damaged("it is not a COPY record"))?;
-        let view = self.copy_view(header.timeline, lsn)?;
-        let piece = t.found.piece;
-        let source_lba = source.lba + (piece.lba - header.lba);
-        let mut pieces = Pieces::new();
-        let mut gaps = Gaps::new();
-        gaps.push((source_lba, piece.count));
-        let folded = self.state.read().folded;
-        view.lookup(source.volume, gaps, folded, &mut pieces)?;
-        let state = self.state.read();
-        let volume = state
-            .volumes
-            .get(&source.volume)
-            .cloned()
-            .ok_or_else(|| Error::Gone(format!("the source volume of a copy at LSN {lsn}")))?;
-        Ok(state
-            .hold(pieces, self.segment_bytes)
-            .into_iter()
-            .map(|found| {
-                let at = t.at + (found.piece.lba - source_lba) as usize * BLOCK_BYTES;
-                Todo { volume: Arc::clone(&volume), found, at }
-            })
-            .collect())
-    }
-
-    fn copy_view(&self, timeline: TimelineId, lsn: Lsn) -> Result<Arc<View>> {
-        let mut views = self.copies.lock();
-        if let Some(i) = views.iter().position(|(t, l, _)| (*t, *l) == (timeline, lsn)) {
-            if let Some(hit) = views.remove(i) {
-                let view = Arc::clone(&hit.2);
-                views.push_front(hit);
-                return Ok(view);
-            }
-        }
-        drop(views);
-        let lineage = self.state.read().history.lineage(timeline, lsn);
-        let view = Arc::new(self.view(lineage)?);
-        let mut views = self.copies.lock();
-        views.push_front((timeline, lsn, Arc::clone(&view)));
-        views.truncate(COPY_VIEWS);
-        Ok(view)
+        let info = CopyInfo { timeline: header.timeline, lba: header.lba, source };
+        self.copies.write().put(lsn, info);
+        Ok(info)
     }
 }

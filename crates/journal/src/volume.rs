@@ -11,8 +11,8 @@ use crate::{
     group::{Group, Log, VolumeState},
     image::ImageState,
     lineage::TimelineId,
-    read::Line,
-    record::{CopySource, Opcode},
+    read::{Line, Todo},
+    record::Opcode,
     superblock::VolumeInfo,
     Error, Lsn, Result, BLOCK_BYTES,
 };
@@ -110,7 +110,11 @@ impl Volume {
 
     /// Whether every change is refused.
     pub fn read_only(&self) -> bool {
-        matches!(&self.line, Line::Image(image) if !image.entry.writable)
+        match &self.line {
+            Line::Production => false,
+            Line::Image(image) => !image.entry.writable,
+            Line::Past(_) => true,
+        }
     }
 
     pub(crate) fn check(&self, lba: u64, count: u64) -> Result<()> {
@@ -131,7 +135,16 @@ impl Volume {
         if self.volume.removed.load(Ordering::Acquire) {
             return Err(Error::Gone(format!("volume {}", self.volume.info.name)));
         }
-        match &self.line {
+        let line = match &self.line {
+            Line::Past(past) => {
+                if self.group.0.state.read().edge.lsn > past.lsn {
+                    return Err(self.moment_gone());
+                }
+                &past.of
+            }
+            line => line,
+        };
+        match line {
             Line::Image(image) if image.closed.load(Ordering::Acquire) => {
                 Err(Error::Gone(format!("image {}", image.entry.name)))
             }
@@ -139,7 +152,7 @@ impl Volume {
         }
     }
 
-    fn check_writable(&self) -> Result<()> {
+    pub(crate) fn check_writable(&self) -> Result<()> {
         if self.read_only() {
             return Err(Error::Invalid(format!(
                 "volume {} is shown read-only: open the image as writable to change it",
@@ -150,15 +163,16 @@ impl Volume {
     }
 
     /// The timeline writes go to. Asked for with the log held, since a rewind changes it.
-    fn timeline(&self, log: &MutexGuard<'_, Log>) -> Result<TimelineId> {
+    pub(crate) fn timeline(&self, log: &MutexGuard<'_, Log>) -> Result<TimelineId> {
         self.check_present()?;
         Ok(match &self.line {
             Line::Production => log.production,
             Line::Image(image) => image.entry.timeline,
+            Line::Past(past) => past.timeline,
         })
     }
 
-    fn drafts<'a>(&self, changes: &[Change<'a>]) -> Result<Vec<Draft<'a>>> {
+    pub(crate) fn drafts<'a>(&self, changes: &[Change<'a>]) -> Result<Vec<Draft<'a>>> {
         self.check_writable()?;
         let number = self.volume.info.number;
         let max_blocks = self.group.0.max_payload() / BLOCK_BYTES;
@@ -211,66 +225,39 @@ impl Volume {
 
     /// Compares `compare.len()` bytes at `lba` and, if they are equal, captures `write` there; atomic against every other change of
     /// the group. `Some(offset)` is the first byte that differs; nothing was changed then (SBC-4 5.3).
+    ///
+    /// Hosts hold locks by it, so it waits for nothing but the log: a little room is kept for it that other writes do not get, and when
+    /// that too is gone it fails at once with [`Error::NoSpace`].
     pub fn compare_and_write(&self, lba: u64, compare: &[u8], write: &[u8]) -> Result<Option<usize>> {
         if compare.len() != write.len() {
             return Err(Error::Invalid("compare and write data differ in length".into()));
         }
         let drafts = self.drafts(&[Change::Write { lba, data: write }])?;
-        let mut log = self.group.0.log.lock();
-        // Waiting for room would let go of the log, so it comes before the comparison.
-        self.group.0.make_room(&mut log, &drafts)?;
-        let timeline = self.timeline(&log)?;
         let mut present = vec![0; compare.len()];
+        let mut log = self.group.0.log.lock();
+        let timeline = self.timeline(&log)?;
         self.read(lba, &mut present)?;
-        if let Some(offset) = present.iter().zip(compare).position(|(a, b)| a != b) {
+        if let Some(offset) = first_difference(&present, compare) {
             return Ok(Some(offset));
         }
-        self.group.0.append(&mut log, timeline, &drafts)?;
+        self.group.0.append_now(&mut log, timeline, &drafts)?;
         Ok(None)
     }
 
-    /// Copies `count` blocks from `source_lba` of `source` to `lba`. Within one line of history this is one record, whatever the
-    /// length; from elsewhere, or onto itself, it becomes data. Returns the head behind it.
-    pub fn copy_from(&self, source: &Volume, source_lba: u64, lba: u64, count: u64) -> Result<Lsn> {
-        self.check_writable()?;
-        self.check(lba, count)?;
-        source.check(source_lba, count)?;
-        let same_line = Arc::ptr_eq(&self.group.0, &source.group.0) && self.line.is(&source.line);
-        let same_volume = self.volume.info.number == source.volume.info.number;
-        let overlapping = same_volume && lba < source_lba + count && source_lba < lba + count;
-        if same_line && !overlapping && count > 0 {
-            let payload = CopySource { volume: source.volume.info.number, lba: source_lba }.encode();
-            let draft = [Draft::new(Opcode::Copy, self.volume.info.number, lba, count, &payload)];
-            let mut log = self.group.0.log.lock();
-            self.group.0.make_room(&mut log, &draft)?;
-            let timeline = self.timeline(&log)?;
-            self.group.0.append(&mut log, timeline, &draft)?;
-            return Ok(log.active.number * self.group.0.segment_bytes + log.offset);
-        }
-        self.copy_data(source, source_lba, lba, count, same_line && same_volume && lba > source_lba)?;
-        Ok(self.group.head().lsn)
-    }
-
-    fn copy_data(
-        &self,
-        source: &Volume,
-        source_lba: u64,
-        lba: u64,
-        count: u64,
-        backward: bool,
-    ) -> Result<()> {
-        const STEP: u64 = 2048;
-        let mut buf = vec![0; (STEP.min(count) as usize) * BLOCK_BYTES];
-        let mut done = 0;
-        while done < count {
-            let n = STEP.min(count - done);
-            let at = if backward { count - done - n } else { done };
-            let data = &mut buf[..n as usize * BLOCK_BYTES];
-            source.read(source_lba + at, data)?;
-            self.submit(&[Change::Write { lba: lba + at, data }])?;
-            done += n;
-        }
-        Ok(())
+    /// Replaces the blocks from `lba` on by their bitwise OR with `data`; atomic against every other change of the group. In the journal
+    /// it is a write of the outcome. Returns the head behind it (ORWRITE, SBC-4 5.12).
+    pub fn or_write(&self, lba: u64, data: &[u8]) -> Result<Lsn> {
+        // Waiting for room lets go of the log, so it comes before the reading; the outcome takes as much as the operand.
+        let operand = self.drafts(&[Change::Write { lba, data }])?;
+        let mut ored = vec![0; data.len()];
+        let mut log = self.group.0.log.lock();
+        self.group.0.make_room(&mut log, &operand)?;
+        let timeline = self.timeline(&log)?;
+        self.read(lba, &mut ored)?;
+        ored.iter_mut().zip(data).for_each(|(a, b)| *a |= b);
+        let drafts = self.drafts(&[Change::Write { lba, data: &ored }])?;
+        self.group.0.append(&mut log, timeline, &drafts)?;
+        Ok(log.active.number * self.group.0.segment_bytes + log.offset)
     }
 
     /// Makes everything captured before this call survive power loss, then calls `done`.
@@ -279,6 +266,7 @@ impl Volume {
     }
 
     /// Allocation status of `count` blocks from `lba`: adjoining extents in order, at most `limit` (at least 1); the answer may end early.
+    /// A copied block is what its source was.
     pub fn extents(&self, lba: u64, count: u64, limit: usize) -> Result<Vec<Extent>> {
         self.check(lba, count)?;
         let limit = limit.max(1);
@@ -287,47 +275,89 @@ impl Volume {
         let end = lba + count;
         // Look at little where there is much to see, at more where there is little.
         let mut step = 1_u64 << 15;
+        let mut overtaken = 0;
         while at < end && out.len() <= limit {
             let n = step.min(end - at);
-            let mut found = self.look(at, n)?;
-            found.sort_unstable_by_key(|f| f.piece.lba);
-            step = if found.len() < 64 { step.saturating_mul(8) } else { 1 << 15 };
-            for f in found {
-                let (mapped, zero) = match f.piece.loc.map(|l| l.kind()) {
+            let (parts, oldest) = self.found_in(at, n)?;
+            let mut some: Vec<Extent> = Vec::new();
+            for t in &parts {
+                let lba = at + t.at;
+                let piece = t.found.piece;
+                let (mapped, zero) = match piece.loc.map(|l| l.kind()) {
                     Some(Kind::Data | Kind::Pattern | Kind::Copy) => (true, false),
                     Some(Kind::Zero) => (true, true),
                     Some(Kind::Unmapped) => (false, true),
                     None => {
-                        self.base_extents(f.piece.lba, f.piece.count, limit, &mut out)?;
+                        base_extents(t, lba, limit, &mut some)?;
                         continue;
                     }
                 };
-                push(&mut out, Extent { lba: f.piece.lba, count: f.piece.count, mapped, zero });
+                push(&mut some, Extent { lba, count: piece.count, mapped, zero });
             }
+            if self.group.0.state.read().folded > oldest {
+                overtaken += 1;
+                if overtaken > MAX_OVERTAKEN {
+                    return Err(self.overtaken());
+                }
+                continue;
+            }
+            step = if parts.len() < 64 { step.saturating_mul(8) } else { 1 << 15 };
+            some.into_iter().for_each(|extent| push(&mut out, extent));
             at += n;
         }
+        self.check_unfolded()?;
         out.truncate(limit);
         Ok(out)
     }
 
-    fn base_extents(&self, lba: u64, count: u64, limit: usize, out: &mut Vec<Extent>) -> Result<()> {
-        let (mut at, end) = (lba, lba + count);
-        while at < end && out.len() <= limit {
-            let block = BLOCK_BYTES as u64;
-            let (data, bytes) = self.volume.base.data_at(at * block, (end - at) * block)?;
-            // A block that is partly data is data.
-            let n = if data { bytes.div_ceil(block) } else { bytes / block };
-            let (data, n) = if n == 0 { (true, 1) } else { (data, n) };
-            let n = n.min(end - at);
-            push(out, Extent { lba: at, count: n, mapped: data, zero: !data });
-            at += n;
-        }
-        // Where we stopped early the rest is not described; what follows must not be joined over the gap.
-        if at < end {
-            push(out, Extent { lba: at, count: end - at, mapped: true, zero: false });
-        }
-        Ok(())
+    /// The parts of a range in order, copies followed to their sources; right as long as no fold has gone beyond the point returned.
+    fn found_in(&self, lba: u64, count: u64) -> Result<(Vec<Todo>, Lsn)> {
+        let (found, sight) = self.look(lba, count)?;
+        let todo = found.into_iter().map(|found| {
+            let at = found.piece.lba - lba;
+            Todo { volume: Arc::clone(&self.volume), found, at }
+        });
+        let (copies, mut parts): (Vec<Todo>, Vec<Todo>) = todo.partition(|t| t.found.is_copy());
+        let oldest = self.group.0.follow(&sight, copies, &mut |t| {
+            parts.push(t);
+            Ok(())
+        })?;
+        parts.sort_unstable_by_key(|t| t.at);
+        Ok((parts, oldest))
     }
+}
+
+/// Folds that may overtake one look at a range.
+const MAX_OVERTAKEN: usize = 64;
+
+/// What the base says of a part, which begins at `lba` of the volume asked about.
+fn base_extents(t: &Todo, lba: u64, limit: usize, out: &mut Vec<Extent>) -> Result<()> {
+    let piece = t.found.piece;
+    let mut done = 0;
+    while done < piece.count && out.len() <= limit {
+        let block = BLOCK_BYTES as u64;
+        let (data, bytes) =
+            t.volume.base.data_at((piece.lba + done) * block, (piece.count - done) * block)?;
+        // A block that is partly data is data.
+        let n = if data { bytes.div_ceil(block) } else { bytes / block };
+        let (data, n) = if n == 0 { (true, 1) } else { (data, n) };
+        let n = n.min(piece.count - done);
+        push(out, Extent { lba: lba + done, count: n, mapped: data, zero: !data });
+        done += n;
+    }
+    // Where we stopped early the rest is not described; what follows must not be joined over the gap.
+    if done < piece.count {
+        push(out, Extent { lba: lba + done, count: piece.count - done, mapped: true, zero: false });
+    }
+    Ok(())
+}
+
+/// The offset of the first byte that differs.
+fn first_difference(a: &[u8], b: &[u8]) -> Option<usize> {
+    const STEP: usize = 64;
+    let step = a.chunks(STEP).zip(b.chunks(STEP)).position(|(x, y)| x != y)?;
+    let (x, y) = (a.iter().skip(step * STEP), b.iter().skip(step * STEP));
+    x.zip(y).position(|(x, y)| x != y).map(|within| step * STEP + within)
 }
 
 fn push(out: &mut Vec<Extent>, extent: Extent) {

@@ -6,7 +6,7 @@
 use std::any::Any;
 use std::sync::Arc;
 
-pub use playhead_journal::{Change, Extent, Lsn, BLOCK_BYTES};
+pub use playhead_journal::{Change, Copied, CopyPiece, Extent, Lsn, BLOCK_BYTES};
 
 /// Who a LUN is, for INQUIRY, VPD pages and NBD export descriptions. Stable for the LUN's life.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -78,26 +78,6 @@ pub enum Compared {
         /// Bytes from the start of the compare buffer.
         offset_bytes: usize,
     },
-}
-
-/// One stretch of a copy, in blocks.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct CopyPiece {
-    /// First block to read, in the source.
-    pub source_lba: u64,
-    /// First block to change, in the destination.
-    pub lba: u64,
-    /// Blocks.
-    pub count: u64,
-}
-
-/// How a copy was captured.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
-pub struct Copied {
-    /// Blocks captured as references to their source.
-    pub referenced_blocks: u64,
-    /// Blocks read and captured as data.
-    pub moved_blocks: u64,
 }
 
 /// A LUN's blocks as of one moment: what a token of an offloaded copy stands for. It may be given up for want of space;

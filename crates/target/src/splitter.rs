@@ -5,9 +5,12 @@
 
 use std::sync::Arc;
 
-use playhead_journal::{Error, Volume};
+use playhead_journal::{Error, Moment, Volume};
 
-use crate::lun::{Change, Compared, Extent, FlushDone, Lsn, Lun, LunError, LunIdentity};
+use crate::lun::{
+    copy_data, Change, Compared, Copied, CopyPiece, CopySource, Extent, FlushDone, Frozen, FrozenRef, Lsn,
+    Lun, LunError, LunIdentity,
+};
 
 /// A volume of a group's production, or of an image, as a disk.
 pub struct ArraySplitter {
@@ -79,6 +82,40 @@ impl Lun for ArraySplitter {
         self.volume.flush_then(Box::new(move |outcome| done(outcome.map_err(|e| refusal(&name, e)))));
     }
 
+    fn or_write(&self, lba: u64, data: &[u8]) -> Result<(), LunError> {
+        self.check_writable()?;
+        self.volume.or_write(lba, data).map(|_| ()).map_err(|e| refusal(&self.identity.name, e))
+    }
+
+    /// A volume of the same group is copied as records that say where from, whatever the length; one of another group as data, its
+    /// zeros as zeros; anything else by reads and writes.
+    fn copy_from(&self, source: &CopySource<'_>, pieces: &[CopyPiece]) -> Result<Copied, LunError> {
+        self.check_writable()?;
+        let outcome = match source {
+            CopySource::Now(lun) => match lun.as_any().downcast_ref::<ArraySplitter>() {
+                Some(known) => self.volume.copy(&known.volume, pieces),
+                None => return copy_data(self, source, pieces),
+            },
+            CopySource::Frozen(frozen) => match frozen.as_any().downcast_ref::<FrozenVolume>() {
+                Some(known) => {
+                    known.moment.check().map_err(|e| refusal(&known.identity.name, e))?;
+                    self.volume.copy_moment(&known.moment, pieces)
+                }
+                None => return copy_data(self, source, pieces),
+            },
+        };
+        outcome.map_err(|e| refusal(&self.identity.name, e))
+    }
+
+    fn freeze(&self) -> Result<FrozenRef, LunError> {
+        let moment = self.volume.freeze().map_err(|e| refusal(&self.identity.name, e))?;
+        Ok(Arc::new(FrozenVolume { moment, identity: self.identity.clone() }))
+    }
+
+    fn freezes(&self) -> bool {
+        true
+    }
+
     fn as_any(&self) -> &dyn std::any::Any {
         self
     }
@@ -95,6 +132,31 @@ impl ArraySplitter {
             return Err(LunError::ReadOnly { name: self.identity.name.clone() });
         }
         Ok(())
+    }
+}
+
+/// A volume as of one moment. It holds nothing: when the protection window has moved past the moment, reads answer
+/// [`LunError::Gone`].
+struct FrozenVolume {
+    moment: Moment,
+    identity: LunIdentity,
+}
+
+impl Frozen for FrozenVolume {
+    fn identity(&self) -> &LunIdentity {
+        &self.identity
+    }
+
+    fn block_count(&self) -> u64 {
+        self.moment.block_count()
+    }
+
+    fn read(&self, lba: u64, buf: &mut [u8]) -> Result<(), LunError> {
+        self.moment.read(lba, buf).map_err(|e| refusal(&self.identity.name, e))
+    }
+
+    fn as_any(&self) -> &dyn std::any::Any {
+        self
     }
 }
 

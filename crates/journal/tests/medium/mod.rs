@@ -63,6 +63,9 @@ impl fmt::Display for Boundary {
 /// Decides whether a boundary fails, and how: the number of the system error.
 pub(crate) type Fault = Box<dyn FnMut(&Boundary) -> Option<i32> + Send>;
 
+/// Called before a name changes, with nothing held: so that a test can let something else happen just then.
+pub(crate) type Pause = Arc<dyn Fn(Operation, &Path) + Send + Sync>;
+
 /// A change of a file's bytes or size.
 #[derive(Clone)]
 enum Change {
@@ -149,6 +152,7 @@ struct State {
     off: bool,
     now_ns: u64,
     fault: Option<Fault>,
+    pause: Option<Pause>,
     capacity_pages: Option<u64>,
     trace: Option<Vec<Boundary>>,
     /// The write the process died in, if it did: file, change.
@@ -170,6 +174,7 @@ impl State {
             off: false,
             now_ns: before.now_ns,
             fault: None,
+            pause: None,
             capacity_pages: None,
             trace: None,
             torn: None,
@@ -258,6 +263,7 @@ impl SimFiles {
             off: false,
             now_ns: 1_700_000_000_000_000_000,
             fault: None,
+            pause: None,
             capacity_pages: None,
             trace: None,
             torn: None,
@@ -311,6 +317,11 @@ impl SimFiles {
     /// Asked at every boundary whether it fails. A failed sync loses what it should have made durable.
     pub(crate) fn set_fault(&self, fault: Option<Fault>) {
         self.state().fault = fault;
+    }
+
+    /// Called before every change of a name.
+    pub(crate) fn set_pause(&self, pause: Option<Pause>) {
+        self.state().pause = pause;
     }
 
     /// At most this many bytes (in 4 KiB pages) fit on the medium; what goes beyond fails with ENOSPC.
@@ -463,6 +474,10 @@ impl SimFiles {
         path: &Path,
         change: impl FnOnce(&mut State) -> io::Result<NameChange>,
     ) -> io::Result<()> {
+        let pause = self.state().pause.clone();
+        if let Some(pause) = pause {
+            pause(operation, path);
+        }
         let mut state = self.state();
         let goes = state.reach(operation, path, 0, 0)?;
         let change = change(&mut state)?;

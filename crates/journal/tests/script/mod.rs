@@ -8,7 +8,7 @@ use std::{
     sync::Arc,
 };
 
-use playhead_journal::{BookmarkKind, Error, Group, Lsn, NewBase, Options, Volume};
+use playhead_journal::{BookmarkKind, CopyPiece, Error, Group, Lsn, NewBase, Options, Volume};
 
 use crate::{
     medium::{random::Random, SimFiles},
@@ -251,7 +251,8 @@ impl Told {
             }
             Step::Copy { from, to, count } => {
                 let group = self.group();
-                group.volume(to.0)?.copy_from(&group.volume(from.0)?, from.1, to.1, *count)?;
+                let piece = CopyPiece { source_lba: from.1, lba: to.1, count: *count };
+                group.volume(to.0)?.copy(&group.volume(from.0)?, &[piece])?;
                 let piece = self.now[from.0].slice(from.1, *count);
                 let rope = self.now[to.0].with(to.1, piece);
                 self.now.insert(to.0.into(), rope);

@@ -1,5 +1,7 @@
 //! What happens in a story.
 
+use playhead_journal::CopyPiece;
+
 use super::*;
 use crate::model::{same_point, Act};
 
@@ -185,10 +187,6 @@ impl Story {
         if self.random.once_in(3) {
             count = self.random.between(1, smaller);
         }
-        // Across histories it travels as data, zeros too.
-        if from != to || source == target {
-            count = count.min(1 << 11);
-        }
         let (mut source_lba, _) = self.some_range(source_rope.blocks(), 1);
         source_lba = source_lba.min(source_rope.blocks() - count);
         let (mut lba, _) = self.some_range(rope.blocks(), 1);
@@ -201,7 +199,7 @@ impl Story {
             return "nothing";
         }
         let (source_volume, volume) = (self.volume(&from, &source), self.volume(&to, &target));
-        let done = volume.copy_from(&source_volume, source_lba, lba, count);
+        let done = volume.copy(&source_volume, &[CopyPiece { source_lba, lba, count }]);
         self.tell(format!(
             "copy {count} from {source} of {} at {source_lba:#x} to {target} of {} at {lba:#x} -> {done:?}",
             owner(&from),
