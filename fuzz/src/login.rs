@@ -122,6 +122,10 @@ impl Peer {
         let (is_final, continues) = (flags & 0x80 != 0, flags & 0x40 != 0);
         if self.logged_in {
             let ttt = if flags & 0x10 != 0 { self.ttt } else { RESERVED_TAG };
+            if ttt == RESERVED_TAG {
+                // A new negotiation: what was left of the last answer will not come.
+                self.text.clear();
+            }
             let (lun, cmd_sn, exp_stat_sn) = ([0; 8], self.cmd_sn, 0);
             let immediate = flags & 0x20 != 0;
             let text = TextRequest { immediate, is_final, continues, lun, itt, ttt, cmd_sn, exp_stat_sn };
