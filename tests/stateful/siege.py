@@ -21,6 +21,7 @@ LUN_BYTES = 64 * MIB
 MEMORY_MAX_BYTES = 1536 * MIB
 """What unfinished writes may hold in all (1 GiB), and half as much again."""
 THREADS_SPARE = 8
+ROUNDS_PER_IMAGE = 1000
 SCENARIOS = (
     breaking.commands, breaking.commands, breaking.commands, breaking.lengths, breaking.lengths, breaking.bursts, breaking.bursts,
     breaking.half_a_burst, breaking.aborts, breaking.aborts, breaking.numbers, breaking.digests, breaking.headers, breaking.texts,
@@ -67,8 +68,21 @@ class Siege:
             self._aftermath(idle)
 
     def _witness(self) -> None:
+        """The witness' rounds; now and then the moment is opened as an image, used for as long as the rounds go on, and compared."""
         try:
-            self.witness.work(self.stop)
+            while not self.stop.is_set():
+                self.appliance.cli("image", "open", "witness/moment")
+                model = bytes(self.witness.model)
+                for _ in range(ROUNDS_PER_IMAGE):
+                    self.witness.round()
+                    if self.stop.is_set():
+                        break
+                disk = self.appliance.disk("witness/moment/w")
+                with Session(self.ground.address, disk["iqn"], initiator=self.witness.session.initiator) as session:
+                    for lba in self.witness.some_places():
+                        self.witness.compare(session, disk["lun"], lba, model)
+                    session.log_out()
+                self.appliance.cli("image", "close", "witness/moment")
         finally:
             self.stop.set()
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import random
-import threading
 
 from tests.initiator import cdb
 from tests.initiator.cdb import BLOCK_BYTES
@@ -11,6 +10,7 @@ from tests.initiator.session import Session
 
 CHUNK_BLOCKS = 64
 UNDER_WAY = 8
+PLACES = 256
 
 
 class Witness:
@@ -24,13 +24,8 @@ class Witness:
         self.model = bytearray(block_count * BLOCK_BYTES)
         self.rounds = 0
 
-    def work(self, stop: threading.Event) -> None:
-        """Reads, writes, zeroes and unmaps until told to stop; raises at the first block that is wrong."""
-        while not stop.is_set():
-            self.round()
-
     def round(self) -> None:
-        """A few writes under way together in different places, then reads."""
+        """A few changes under way together in different places, then reads; raises at the first block that is wrong."""
         chunks = self.rng.sample(range(len(self.model) // BLOCK_BYTES // CHUNK_BLOCKS), UNDER_WAY)
         changes = [self._change(chunk * CHUNK_BLOCKS) for chunk in chunks]
         tags = [self.session.start(command, data=data, lun=self.lun) for command, data in changes]
@@ -41,13 +36,18 @@ class Witness:
             else:
                 assert answer.good, f"the witness was refused: {answer}"
         for chunk in (*chunks[:2], self.rng.randrange(len(self.model) // BLOCK_BYTES // CHUNK_BLOCKS)):
-            self._check(chunk * CHUNK_BLOCKS)
+            self.compare(self.session, self.lun, chunk * CHUNK_BLOCKS, self.model)
         self.rounds += 1
+
+    def some_places(self) -> list[int]:
+        """LBAs to look at."""
+        chunks = len(self.model) // BLOCK_BYTES // CHUNK_BLOCKS
+        return [chunk * CHUNK_BLOCKS for chunk in self.rng.sample(range(chunks), min(chunks, PLACES))]
 
     def check_all(self) -> None:
         """Every block."""
         for lba in range(0, len(self.model) // BLOCK_BYTES, CHUNK_BLOCKS):
-            self._check(lba)
+            self.compare(self.session, self.lun, lba, self.model)
 
     def _change(self, lba: int) -> tuple[bytes, bytes]:
         """A change of the model, and the command with its data that makes it."""
@@ -67,7 +67,9 @@ class Witness:
         self.model[start:end] = data
         return cdb.write_16(lba, CHUNK_BLOCKS, fua=self.rng.random() < 0.05), data
 
-    def _check(self, lba: int) -> None:
+    @staticmethod
+    def compare(session: Session, lun: int, lba: int, model: bytes | bytearray) -> None:
+        """The blocks there are those of `model`."""
         start, end = lba * BLOCK_BYTES, (lba + CHUNK_BLOCKS) * BLOCK_BYTES
-        found = self.session.must(cdb.read_16(lba, CHUNK_BLOCKS), read_bytes=end - start, lun=self.lun)
-        assert found == self.model[start:end], f"the witness' blocks from {lba} on are not what it wrote"
+        found = session.must(cdb.read_16(lba, CHUNK_BLOCKS), read_bytes=end - start, lun=lun)
+        assert found == model[start:end], f"{session.target}: the witness' blocks from {lba} on are not what it wrote"
