@@ -8,9 +8,11 @@ import shutil
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
 from playhead import _native, log, names
 from playhead._native import NativeError
+from playhead.access import Access
 from playhead.catalogue import Catalogue, GroupRow
 from playhead.errors import PlayheadError, conflict, not_found
 from playhead.export import Exports
@@ -18,7 +20,8 @@ from playhead.group import Group, remove_directory
 from playhead.job import Jobs
 from playhead.node import Settings
 from playhead.point import show_time
-from playhead.resources import Policy, Service, Session, Status, Target
+from playhead.resources import Disk, Policy, Service, Session, Status, Target
+from playhead.space import SpaceWatch
 from playhead.store import Store
 
 _log = log.get("appliance")
@@ -30,14 +33,16 @@ class Appliance:
     def __init__(self, settings: Settings) -> None:
         self.settings = settings
         self.jobs = Jobs()
-        self.exports = Exports(settings)
         self.api_address = settings.api.text
         self._lock = threading.Lock()
         self._groups: dict[str, Group] = {}
+        self._space = SpaceWatch(self.groups)
         self._started_ns = time.time_ns()
         self.store = Store(settings.store)
         try:
             self._catalogue = Catalogue(self.store.catalogue)
+            self.exports = Exports(settings, self.store.reservations())
+            self.access = Access(self._catalogue, settings, self.exports)
         except BaseException:
             self.store.close()
             raise
@@ -57,6 +62,7 @@ class Appliance:
         for group in self._groups.values():
             group.export()
         self.exports.open()
+        self._space.start()
         _log.info("serving", store=str(self.store.path), groups=len(self._groups))
 
     def _settle_row(self, row: GroupRow) -> Group | None:
@@ -66,7 +72,7 @@ class Appliance:
             remove_directory(directory)
             self._catalogue.remove_group(row.name)
             return None
-        group = Group(row, directory, self._catalogue, self.exports)
+        group = self._group(row, directory)
         if row.state == "creating":
             # Nobody was told that it exists, so nothing can be in it. Empty or half made, it goes.
             remove_directory(directory)
@@ -74,9 +80,13 @@ class Appliance:
             return None
         return group
 
+    def _group(self, row: GroupRow, directory: Path) -> Group:
+        return Group(row, directory, self._catalogue, self.exports, self.access, self.settings.space_low_bytes)
+
     def stop(self) -> None:
         """Ends everything in order, within about the setting's deadline: sessions, jobs, groups, catalogue, store."""
         patience = self.settings.stop_deadline_s
+        self._space.stop()
         self.jobs.stop(patience / 4)
         self.exports.stop(patience / 2)
         for group in self.groups():
@@ -119,7 +129,7 @@ class Appliance:
                 created_ns=time.time_ns(),
                 **policy.model_dump(),
             )
-            group = Group(row, directory, self._catalogue, self.exports)
+            group = self._group(row, directory)
             self._catalogue.add_group(row)
             try:
                 group.create(self.settings.segment_bytes or None)
@@ -153,16 +163,24 @@ class Appliance:
                 volumes, images = group.volumes(), group.images()
             except PlayheadError:
                 continue
-            targets.append(
-                Target(iqn=group.row.iqn, group=group.row.name, image=None, disks=list(volumes), sessions=[])
-            )
-            targets += [
-                Target(iqn=i.iqn, group=group.row.name, image=i.name, disks=i.volumes, sessions=[]) for i in images
-            ]
+            targets.append(self._target(group.row.iqn, group.row.name, None, list(volumes)))
+            targets += [self._target(image.iqn, group.row.name, image.name, image.volumes) for image in images]
         for target in targets:
             mine = {target.iqn, *(disk.path for disk in target.disks)}
             target.sessions = [session for session in sessions if session.name in mine]
         return targets
+
+    def _target(self, iqn: str, group: str, image: str | None, disks: list[Disk]) -> Target:
+        return Target(
+            iqn=iqn, group=group, image=image, redirection=self.access.redirection(iqn), disks=disks, sessions=[]
+        )
+
+    def target(self, iqn: str) -> Target:
+        """One target."""
+        for target in self.targets():
+            if target.iqn == iqn:
+                return target
+        raise not_found(f"there is no target {iqn[:230]!r}", "see `playhead target list`")
 
     def sessions(self) -> list[Session]:
         return self.exports.sessions()

@@ -1,11 +1,16 @@
 """The catalogue: what exists on this appliance, in SQLite. The journals hold the rest (volumes, bookmarks, images are theirs).
 
+Groups and their exports are here; hosts (`host`), offload rules (`policy`) and redirections (`access`) keep their tables through
+`transaction`. The file holds CHAP secrets, so nobody but its owner may read it.
+
 Creating and deleting a group touches a directory and this file, which no crash does at once: so the row says `creating` before the
 directory is made and `deleting` before it goes, and the next start finishes what it finds.
 """
 
 from __future__ import annotations
 
+import contextlib
+import os
 import sqlite3
 import threading
 from collections.abc import Iterator
@@ -15,6 +20,7 @@ from pathlib import Path
 from typing import Literal
 
 from playhead.errors import PlayheadError, conflict, not_found
+from playhead.node import store_error
 
 MIGRATIONS = (
     """
@@ -33,6 +39,54 @@ MIGRATIONS = (
         lun INTEGER NOT NULL CHECK (lun BETWEEN 0 AND 255),
         PRIMARY KEY (group_name, volume),
         UNIQUE (group_name, lun)
+    ) STRICT;
+    """,
+    """
+    ALTER TABLE exports ADD COLUMN read_only INTEGER NOT NULL DEFAULT 0 CHECK (read_only IN (0, 1));
+    CREATE TABLE hosts (
+        name TEXT PRIMARY KEY,
+        created_ns INTEGER NOT NULL,
+        chap_user TEXT,
+        chap_secret TEXT,
+        mutual_user TEXT,
+        mutual_secret TEXT,
+        CHECK ((chap_user IS NULL) = (chap_secret IS NULL)),
+        CHECK ((mutual_user IS NULL) = (mutual_secret IS NULL)),
+        CHECK (mutual_user IS NULL OR chap_user IS NOT NULL)
+    ) STRICT;
+    CREATE TABLE initiators (
+        name TEXT PRIMARY KEY,
+        host TEXT NOT NULL REFERENCES hosts (name) ON DELETE CASCADE
+    ) STRICT;
+    CREATE TABLE mappings (
+        path TEXT NOT NULL,
+        host TEXT NOT NULL REFERENCES hosts (name) ON DELETE CASCADE,
+        lun INTEGER NOT NULL CHECK (lun BETWEEN 0 AND 255),
+        read_only INTEGER NOT NULL CHECK (read_only IN (0, 1)),
+        PRIMARY KEY (path, host)
+    ) STRICT;
+    CREATE TABLE offload_rules (
+        lun TEXT,
+        initiator TEXT,
+        host TEXT REFERENCES hosts (name) ON DELETE CASCADE,
+        offload TEXT NOT NULL CHECK (offload IN ('ats', 'xcopy', 'write-same', 'unmap', 'odx')),
+        support INTEGER NOT NULL CHECK (support IN (0, 1)),
+        CHECK (initiator IS NULL OR host IS NULL)
+    ) STRICT;
+    CREATE UNIQUE INDEX one_rule_per_scope ON offload_rules
+        (ifnull(lun, ''), ifnull(initiator, ''), ifnull(host, ''), offload);
+    CREATE TABLE discovery (
+        one INTEGER PRIMARY KEY CHECK (one = 1),
+        chap_user TEXT NOT NULL,
+        chap_secret TEXT NOT NULL,
+        mutual_user TEXT,
+        mutual_secret TEXT,
+        CHECK ((mutual_user IS NULL) = (mutual_secret IS NULL))
+    ) STRICT;
+    CREATE TABLE redirections (
+        iqn TEXT PRIMARY KEY,
+        address TEXT NOT NULL,
+        permanent INTEGER NOT NULL CHECK (permanent IN (0, 1))
     ) STRICT;
     """,
 )
@@ -62,6 +116,25 @@ class GroupRow:
         return self.window_ns, self.limit_bytes, self.reserve_bytes
 
 
+@dataclass(frozen=True)
+class Export:
+    """How a volume is exported."""
+
+    lun: int
+    read_only: bool
+
+
+def private(path: Path) -> None:
+    """Makes the database its owner's alone, before anything secret is in it; SQLite gives its log the same mode."""
+    try:
+        os.close(os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600))
+        for file in (path, path.with_name(f"{path.name}-wal"), path.with_name(f"{path.name}-shm")):
+            with contextlib.suppress(FileNotFoundError):
+                file.chmod(0o600)
+    except OSError as error:
+        raise store_error(error, path, "the catalogue cannot be opened at") from error
+
+
 class Catalogue:
     """An open catalogue. Its methods may be called from any thread; each is one transaction."""
 
@@ -69,6 +142,7 @@ class Catalogue:
         self._path = path
         self._lock = threading.Lock()
         with self._errors():
+            private(path)
             self._db = sqlite3.connect(path, check_same_thread=False, isolation_level=None, timeout=5.0)
             try:
                 self._migrate()
@@ -88,6 +162,8 @@ class Catalogue:
         # A group that was said to exist must exist after power loss too.
         self._db.execute("PRAGMA synchronous = FULL")
         self._db.execute("PRAGMA foreign_keys = ON")
+        # A secret that was replaced must not linger in a free page.
+        self._db.execute("PRAGMA secure_delete = ON")
         for version in range(found, VERSION):
             self._db.executescript(
                 f"BEGIN IMMEDIATE; {MIGRATIONS[version]} PRAGMA user_version = {version + 1}; COMMIT;"
@@ -117,7 +193,8 @@ class Catalogue:
             raise PlayheadError("io", f"catalogue {self._path}: {error}", "look at that file system") from error
 
     @contextmanager
-    def _transaction(self) -> Iterator[sqlite3.Connection]:
+    def transaction(self) -> Iterator[sqlite3.Connection]:
+        """The database, for one transaction; each noun keeps its own tables with it."""
         with self._lock, self._errors():
             self._db.execute("BEGIN IMMEDIATE")
             try:
@@ -131,14 +208,14 @@ class Catalogue:
 
     def groups(self) -> list[GroupRow]:
         """Every group, by name."""
-        with self._transaction() as db:
+        with self.transaction() as db:
             rows = db.execute(
                 "SELECT name, iqn, state, window_ns, limit_bytes, reserve_bytes, created_ns FROM groups ORDER BY name"
             ).fetchall()
         return [GroupRow(*row) for row in rows]
 
     def add_group(self, row: GroupRow) -> None:
-        with self._transaction() as db:
+        with self.transaction() as db:
             try:
                 db.execute(
                     "INSERT INTO groups VALUES (?, ?, ?, ?, ?, ?, ?)",
@@ -148,43 +225,54 @@ class Catalogue:
                 raise conflict(f"group {row.name} exists already", "choose another name") from error
 
     def set_group_state(self, name: str, state: GroupState) -> None:
-        with self._transaction() as db:
+        with self.transaction() as db:
             db.execute("UPDATE groups SET state = ? WHERE name = ?", (state, name))
 
     def set_policy(self, name: str, window_ns: int | None, limit_bytes: int | None, reserve_bytes: int) -> None:
-        with self._transaction() as db:
+        with self.transaction() as db:
             db.execute(
                 "UPDATE groups SET window_ns = ?, limit_bytes = ?, reserve_bytes = ? WHERE name = ?",
                 (window_ns, limit_bytes, reserve_bytes, name),
             )
 
     def remove_group(self, name: str) -> None:
-        with self._transaction() as db:
+        with self.transaction() as db:
             db.execute("DELETE FROM groups WHERE name = ?", (name,))
 
-    def exports(self, group: str) -> dict[str, int]:
-        """LUN number of each exported volume."""
-        with self._transaction() as db:
-            return dict(
-                db.execute("SELECT volume, lun FROM exports WHERE group_name = ? ORDER BY lun", (group,)).fetchall()
-            )
+    def exports(self, group: str) -> dict[str, Export]:
+        """Each exported volume's number, and whether it is read-only for everybody."""
+        with self.transaction() as db:
+            rows = db.execute(
+                "SELECT volume, lun, read_only FROM exports WHERE group_name = ? ORDER BY lun", (group,)
+            ).fetchall()
+        return {volume: Export(lun, bool(read_only)) for volume, lun, read_only in rows}
 
-    def add_export(self, group: str, volume: str) -> int:
-        """Gives a volume the lowest free LUN number, or the one it has."""
-        with self._transaction() as db:
-            taken = dict(db.execute("SELECT volume, lun FROM exports WHERE group_name = ?", (group,)).fetchall())
-            if volume in taken:
-                return int(taken[volume])
-            free = next((n for n in range(MAX_LUNS) if n not in taken.values()), None)
+    def add_export(self, group: str, volume: str) -> Export:
+        """Gives a volume the lowest free LUN number, or the one it has. A number that a mapping uses in the group is not free: a host
+        would find two volumes behind it.
+        """
+        with self.transaction() as db:
+            own = dict(db.execute("SELECT volume, lun FROM exports WHERE group_name = ?", (group,)).fetchall())
+            if volume in own:
+                return Export(int(own[volume]), False)
+            mapped = db.execute("SELECT lun FROM mappings WHERE path GLOB ?", (f"{group}/*",)).fetchall()
+            taken = {*own.values(), *(lun for (lun,) in mapped)}
+            free = next((n for n in range(MAX_LUNS) if n not in taken), None)
             if free is None:
                 raise conflict(
                     f"group {group} has {MAX_LUNS} volumes, as many as a target has LUNs", "use another group"
                 )
             if not db.execute("SELECT 1 FROM groups WHERE name = ?", (group,)).fetchone():
                 raise not_found(f"there is no group {group}")
-            db.execute("INSERT INTO exports VALUES (?, ?, ?)", (group, volume, free))
-            return free
+            db.execute("INSERT INTO exports (group_name, volume, lun) VALUES (?, ?, ?)", (group, volume, free))
+            return Export(free, False)
+
+    def set_read_only(self, group: str, volume: str, read_only: bool) -> None:
+        with self.transaction() as db:
+            db.execute(
+                "UPDATE exports SET read_only = ? WHERE group_name = ? AND volume = ?", (read_only, group, volume)
+            )
 
     def remove_export(self, group: str, volume: str) -> None:
-        with self._transaction() as db:
+        with self.transaction() as db:
             db.execute("DELETE FROM exports WHERE group_name = ? AND volume = ?", (group, volume))

@@ -15,17 +15,20 @@ from typing import TYPE_CHECKING, Any
 
 from playhead import _native, log, names
 from playhead._native import NativeError
-from playhead.catalogue import Catalogue, GroupRow
+from playhead.catalogue import Catalogue, Export, GroupRow
 from playhead.errors import PlayheadError, conflict, not_found
 from playhead.export import Exports
+from playhead.masking import Place
 from playhead.point import resolve, show_time
 from playhead.problem import from_native
 from playhead.resources import Bookmark, Disk, Image, Journal, Point, Policy, Rewind, Volume, Window
 from playhead.resources import Group as GroupResource
 from playhead.sizes import BLOCK_BYTES, MAX_VOLUME_BYTES, show_size
+from playhead.space import free_and_alert
 
 if TYPE_CHECKING:
-    from playhead._native import ImageDict, PointDict, RewindDict, VolumeDict
+    from playhead._native import ImageDict, Lun, PointDict, RewindDict, VolumeDict
+    from playhead.access import Access
 
 _log = log.get("group")
 
@@ -33,15 +36,25 @@ _log = log.get("group")
 class Group:
     """One group, serving or failed."""
 
-    def __init__(self, row: GroupRow, directory: Path, catalogue: Catalogue, exports: Exports) -> None:
+    def __init__(
+        self,
+        row: GroupRow,
+        directory: Path,
+        catalogue: Catalogue,
+        exports: Exports,
+        access: Access,
+        space_low_bytes: int,
+    ) -> None:
         self.row = row
         self.directory = directory
         self._catalogue = catalogue
         self._exports = exports
+        self._access = access
+        self._space_low_bytes = space_low_bytes
         self._lock = threading.RLock()
         self._engine: _native.Group | None = None
         self._failure: PlayheadError | None = None
-        self._luns: dict[str, int] = {}
+        self._luns: dict[str, Export] = {}
         self._exported = False
 
     # Coming and going.
@@ -80,12 +93,21 @@ class Group:
             for volume in self._engine.volumes():
                 if volume["name"] not in self._luns:
                     self._luns[volume["name"]] = self._catalogue.add_export(self.row.name, volume["name"])
+            self._access.keep_only(self.row.name, self._paths())
             self._exports.add_target(self.row.iqn)
             for name in self._luns:
                 self._export_volume(name)
             for image in self._engine.images():
                 self._export_image(image)
             self._exported = True
+
+    def _paths(self) -> list[str]:
+        """Of every disk, of production and of images."""
+        name, engine = self.row.name, self.engine
+        paths = [f"{name}/{volume['name']}" for volume in engine.volumes()]
+        for image in engine.images():
+            paths += [f"{name}/{image['name']}/{volume['name']}" for volume in engine.image_volumes(image["name"])]
+        return paths
 
     def retry(self) -> None:
         """Opens a failed group again."""
@@ -132,6 +154,8 @@ class Group:
             self._catalogue.set_group_state(self.row.name, "deleting")
             if self._exported:
                 self._exports.remove_target(self.row.iqn)
+            self._access.forget_target(self.row.iqn)
+            self._access.keep_only(self.row.name, ())
             self.close()
             remove_directory(self.directory)
             self._catalogue.remove_group(self.row.name)
@@ -161,9 +185,10 @@ class Group:
             return GroupResource(
                 name=row.name, id=None, state="failed", reason=(self._failure or failed).detail, next_step=failed.next_step, iqn=row.iqn,
                 policy=policy, window=None, volumes=[], images=[], bookmark_count=0, rewind_count=0, journal_bytes=None, index_bytes=None,
-                lag_bytes=None, alert=None, created=show_time(row.created_ns),
+                lag_bytes=None, free_bytes=None, alert=None, created=show_time(row.created_ns),
             )  # fmt: skip
         stats = engine.stats()
+        free_bytes, space_alert = free_and_alert(self.directory, self._space_low_bytes)
         return GroupResource(
             name=row.name,
             id=engine.id,
@@ -180,9 +205,23 @@ class Group:
             journal_bytes=stats["journal_bytes"],
             index_bytes=stats["index_bytes"],
             lag_bytes=max(0, stats["head"]["lsn"] - stats["durable_lsn"]),
-            alert=stats["alert"],
+            free_bytes=free_bytes,
+            alert="; ".join(alert for alert in (stats["alert"], space_alert) if alert) or None,
             created=show_time(row.created_ns),
         )
+
+    def space_alert(self) -> str | None:
+        """What is to be said of the space for its journal; None: all is well, or it is not in service."""
+        engine = self._engine
+        if engine is None:
+            return None
+        stats = engine.stats()
+        return (stats["over_limit"] and stats["alert"]) or free_and_alert(self.directory, self._space_low_bytes)[1]
+
+    def tell_space_low(self) -> None:
+        """Tells the hosts of all its volumes and images."""
+        for iqn in [self.row.iqn, *(self._image_iqn(image["name"]) for image in self.engine.images())]:
+            self._exports.space_low(iqn)
 
     def journal(self) -> Journal:
         """The engine's numbers."""
@@ -220,7 +259,9 @@ class Group:
         raise not_found(f"group {self.row.name} has no volume {name[:80]!r}", "see `playhead volume list`")
 
     def _volume(self, volume: VolumeDict) -> Volume:
-        disk = self._disk(volume, self.row.iqn, f"{self.row.name}/{volume['name']}", read_only=False)
+        export = self._luns.get(volume["name"])
+        path = f"{self.row.name}/{volume['name']}"
+        disk = self._disk(volume, self.row.iqn, path, read_only=export is not None and export.read_only)
         return Volume(
             **disk.model_dump(),
             number=volume["number"],
@@ -231,6 +272,7 @@ class Group:
 
     def _disk(self, volume: VolumeDict, iqn: str, path: str, *, read_only: bool) -> Disk:
         lun = self._lun(volume)
+        hosts = self._exports.seen_by(path)
         return Disk(
             path=path,
             name=volume["name"],
@@ -240,12 +282,14 @@ class Group:
             read_only=read_only,
             lun=lun,
             iqn=iqn,
+            hosts=hosts,
             iscsi_url=self._exports.iscsi_url(iqn, lun),
-            nbd_url=self._exports.nbd_url(path),
+            nbd_url=self._exports.nbd_url(path) if hosts is None else None,
         )
 
     def _lun(self, volume: VolumeDict) -> int:
-        return self._luns.get(volume["name"], volume["number"])
+        export = self._luns.get(volume["name"])
+        return export.lun if export else volume["number"]
 
     def create_volume(self, name: str, size_bytes: int) -> Volume:
         """A new volume that reads as zeros and takes no space until written."""
@@ -270,10 +314,12 @@ class Group:
     def _add_volume(self, name: str, add: Callable[[], VolumeDict]) -> Volume:
         with self._lock:
             volume = add()
+            # A crash may have left rules of a volume that had this name before.
+            self._access.forget_disk(f"{self.row.name}/{name}")
             self._luns[name] = self._catalogue.add_export(self.row.name, name)
             self._export_volume(name)
             _log.info(
-                "volume added", volume=f"{self.row.name}/{name}", blocks=volume["block_count"], lun=self._luns[name]
+                "volume added", volume=f"{self.row.name}/{name}", blocks=volume["block_count"], lun=self._luns[name].lun
             )
             return self._volume(volume)
 
@@ -282,22 +328,34 @@ class Group:
         with self._lock:
             self.volume(name)
             path = f"{self.row.name}/{name}"
-            lun = self._luns.get(name)
-            if lun is not None:
-                self._exports.remove_disk(self.row.iqn, lun, path)
+            disk = self._exports.remove_disk(path)
             try:
                 self.engine.remove_volume(name, delete_base)
             except NativeError:
-                if lun is not None:
+                if name in self._luns:
                     self._export_volume(name)
                 raise
             self._luns.pop(name, None)
+            self._access.forget_disk(path)
+            self._exports.forget(disk)
             self._catalogue.remove_export(self.row.name, name)
             _log.info("volume deleted", volume=path, base="deleted" if delete_base else "kept")
 
     def _export_volume(self, name: str) -> None:
-        disk = self.engine.volume_lun(name)
-        self._exports.add_disk(self.row.iqn, self._luns[name], f"{self.row.name}/{name}", disk)
+        disk, export = self.engine.volume_lun(name), self._luns[name]
+        if export.read_only:
+            disk.set_read_only(True)
+        self._exports.add_disk(Place(f"{self.row.name}/{name}", self.row.iqn, export.lun), disk)
+
+    def set_volume_read_only(self, name: str, read_only: bool) -> Volume:
+        """Whether hosts may only read a volume. Those who use it are told; what they write from now on is refused."""
+        with self._lock:
+            self.volume(name)
+            self._catalogue.set_read_only(self.row.name, name, read_only)
+            self._luns[name] = replace(self._luns[name], read_only=read_only)
+            self._exports.set_read_only(f"{self.row.name}/{name}", read_only)
+            _log.info("volume changed", volume=f"{self.row.name}/{name}", read_only=read_only)
+            return self.volume(name)
 
     # Bookmarks.
 
@@ -348,12 +406,16 @@ class Group:
         """Takes an image away; what was written to a writable one is discarded."""
         with self._lock:
             image = self.image(name)
-            self._unexport_image(image)
+            disks = self._unexport_image(image)
             try:
                 self.engine.close_image(name)
             except NativeError:
                 self._export_image(next(i for i in self.engine.images() if i["name"] == name))
                 raise
+            self._access.forget_target(image.iqn)
+            for path, disk in disks.items():
+                self._access.forget_disk(path)
+                self._exports.forget(disk)
             _log.info("image closed", image=image.path)
 
     def _image_iqn(self, name: str) -> str:
@@ -364,12 +426,13 @@ class Group:
         self._exports.add_target(iqn)
         for volume in self.engine.image_volumes(name):
             disk = self.engine.image_lun(name, volume["name"])
-            self._exports.add_disk(iqn, self._lun(volume), f"{self.row.name}/{name}/{volume['name']}", disk)
+            place = Place(f"{self.row.name}/{name}/{volume['name']}", iqn, self._lun(volume))
+            self._exports.add_disk(place, disk)
 
-    def _unexport_image(self, image: Image) -> None:
-        for disk in image.volumes:
-            self._exports.remove_disk(disk.iqn, disk.lun, disk.path)
+    def _unexport_image(self, image: Image) -> dict[str, Lun | None]:
+        disks = {disk.path: self._exports.remove_disk(disk.path) for disk in image.volumes}
         self._exports.remove_target(image.iqn)
+        return disks
 
     def _image(self, image: ImageDict) -> Image:
         iqn, path = self._image_iqn(image["name"]), f"{self.row.name}/{image['name']}"
@@ -412,6 +475,7 @@ class Group:
     def _rewound(self, rewind: RewindDict) -> Rewind:
         result = self._rewind(rewind)
         _log.info("production moved", group=self.row.name, to=result.to.lsn, undo_lsn=result.undo_lsn)
+        self._exports.changed(self.row.iqn)
         names_in_use = {self.row.iqn, *(f"{self.row.name}/{volume}" for volume in self._luns)}
         using = [s for s in self._exports.sessions() if s.name in names_in_use]
         if using:

@@ -78,6 +78,12 @@ class Settings:
     allowed_hosts: tuple[str, ...] = ()
     """Further names by which the API may be called."""
     iqn_prefix: str = "iqn.2026-11.io.playhead"
+    auth: str = "none"
+    """Whether iSCSI initiators must prove who they are: `none` or `chap`."""
+    unmapped_volumes: str = "visible"
+    """Whether a volume that is mapped to no host is seen by every initiator or by none."""
+    space_low_bytes: int = 0
+    """Free bytes below which the disk under a journal is nearly full; 0: a tenth of it."""
     segment_bytes: int = 0
     """Of groups created from now on; 0: the engine's default."""
     log_level: str = "info"
@@ -89,6 +95,12 @@ SETTING_NAMES = tuple(f.name for f in fields(Settings))
 
 _LEVELS = ("debug", "info", "warning", "error")
 _FORMATS = ("human", "json")
+_CHOICES = {
+    "log_level": _LEVELS,
+    "log_format": _FORMATS,
+    "auth": ("none", "chap"),
+    "unmapped_volumes": ("visible", "hidden"),
+}
 
 
 def load(flags: Mapping[str, Any], environ: Mapping[str, str] = os.environ, config: Path | None = None) -> Settings:
@@ -147,8 +159,10 @@ def _typed(name: str, value: Any) -> Any:
             if not 0.1 <= seconds <= 600:
                 raise invalid(f"stop_deadline_s {value!r} is not between 0.1 and 600", "10 suits most")
             return seconds
-        case "log_level" | "log_format":
-            allowed = _LEVELS if name == "log_level" else _FORMATS
+        case "space_low_bytes":
+            return _space_low_bytes(value)
+        case "log_level" | "log_format" | "auth" | "unmapped_volumes":
+            allowed = _CHOICES[name]
             if value not in allowed:
                 raise invalid(f"{name} {value!r} is unknown", f"it is one of {', '.join(allowed)}")
             return value
@@ -162,6 +176,15 @@ def _segment_bytes(value: Any) -> int:
     size = value if isinstance(value, int) else parse_size(str(value))
     if size and (size & (size - 1) or not 64 << 10 <= size <= 1 << 30):
         raise invalid(f"segment_bytes {value!r} is not a power of two from 64 KiB to 1 GiB", "64 MiB suits most")
+    return size
+
+
+def _space_low_bytes(value: Any) -> int:
+    from playhead.sizes import parse_size
+
+    size = value if isinstance(value, int) else parse_size(str(value))
+    if not 0 <= size < 1 << 63:
+        raise invalid(f"space_low_bytes {value!r} is no size", "0 stands for a tenth of the disk")
     return size
 
 

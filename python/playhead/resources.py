@@ -8,12 +8,15 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any, Literal
 
-from pydantic import BaseModel, Field
+from pydantic import BaseModel, ConfigDict, Field
 
 from playhead.point import show_time
+from playhead.policy import Action, OffloadName
 
 if TYPE_CHECKING:
     from playhead._native import PointDict
+    from playhead.host import Chap, HostRow
+    from playhead.policy import Rule
 
 
 class Point(BaseModel):
@@ -28,7 +31,7 @@ class Point(BaseModel):
 
 
 class Disk(BaseModel):
-    """A volume of production or of an image, as hosts reach it. A URL is null when that front end is off."""
+    """A volume of production or of an image, as hosts reach it. A URL is null when that front end is off, or would not show it."""
 
     path: str = Field(description="GROUP/VOLUME, or GROUP/IMAGE/VOLUME")
     name: str
@@ -36,8 +39,11 @@ class Disk(BaseModel):
     uuid: str
     size_bytes: int
     read_only: bool
-    lun: int
+    lun: int = Field(description="Its own number; a host it is mapped to may find it under another")
     iqn: str
+    hosts: list[str] | None = Field(
+        description="The hosts that see it; null: every initiator, and NBD clients; empty: nobody"
+    )
     iscsi_url: str | None
     nbd_url: str | None
 
@@ -123,6 +129,7 @@ class Group(BaseModel):
     journal_bytes: int | None
     index_bytes: int | None
     lag_bytes: int | None = Field(description="Journal that a power loss now could take: not yet flushed by any host")
+    free_bytes: int | None = Field(description="Free on the disk of its journal")
     alert: str | None
     created: str
 
@@ -193,14 +200,126 @@ class Session(BaseModel):
     details: dict[str, Any]
 
 
+class Redirection(BaseModel):
+    """Where those who log in to a target are sent instead (RFC 7143 11.13.5, class 1)."""
+
+    model_config = ConfigDict(extra="forbid")
+    address: str = Field(max_length=300, description="ADDRESS:PORT of the other portal")
+    permanent: bool = Field(default=False, description="They may remember it")
+
+
 class Target(BaseModel):
     """What is exported under one IQN."""
 
     iqn: str
     group: str
     image: str | None = Field(description="Null: production")
+    redirection: Redirection | None
     disks: list[Disk]
     sessions: list[Session]
+
+
+class ChapUser(BaseModel):
+    """Credentials without their secrets, which are never shown."""
+
+    user: str
+    mutual_user: str | None = Field(description="What the target proves itself with, if it is asked to")
+
+    @classmethod
+    def of(cls, chap: Chap) -> ChapUser:
+        return cls(user=chap.user, mutual_user=chap.mutual_user)
+
+
+class HostMapping(BaseModel):
+    """A disk as one host sees it."""
+
+    path: str
+    host: str
+    lun: int
+    read_only: bool
+    iqn: str | None = Field(description="Null while its group is not in service")
+    iscsi_url: str | None
+
+
+class Host(BaseModel):
+    """The initiators of one machine or cluster."""
+
+    name: str
+    initiators: list[str]
+    chap: ChapUser | None
+    mappings: list[HostMapping]
+    created: str
+
+    @classmethod
+    def of(cls, host: HostRow, mappings: list[HostMapping]) -> Host:
+        return cls(
+            name=host.name,
+            initiators=list(host.initiators),
+            chap=ChapUser.of(host.chap) if host.chap else None,
+            mappings=mappings,
+            created=show_time(host.created_ns),
+        )
+
+
+class Unmapped(BaseModel):
+    """What taking a mapping away has led to."""
+
+    warnings: list[str]
+
+
+class OffloadRule(BaseModel):
+    """One decision. What is null is any; `scope` says the same for people."""
+
+    lun: str | None
+    initiator: str | None
+    host: str | None
+    offload: OffloadName
+    action: Action
+    scope: str
+
+    @classmethod
+    def of(cls, rule: Rule) -> OffloadRule:
+        scope = rule.scope
+        return cls(
+            lun=scope.lun, initiator=scope.initiator, host=scope.host, offload=rule.offload, action=rule.action, scope=scope.text
+        )  # fmt: skip
+
+
+class OffloadPolicy(BaseModel):
+    """All rules, widest first. Where none fits, the offload is supported."""
+
+    rules: list[OffloadRule]
+
+
+class OffloadInForce(BaseModel):
+    """What is done with one offload, by which rule (null: the default), and what it has led to since the LUN was exported."""
+
+    offload: OffloadName
+    action: Action
+    rule: OffloadRule | None
+    served: int
+    rejected: int
+    saved_bytes: int = Field(description="Data that did not have to cross the wire")
+
+
+class PolicyInForce(BaseModel):
+    """What somebody gets of a LUN. Null: of any, for anybody without rules of his own."""
+
+    lun: str | None
+    initiator: str | None
+    host: str | None = Field(description="As asked, or the host of the initiator")
+    offloads: list[OffloadInForce]
+
+
+class OffloadCount(BaseModel):
+    """What became of one offload that one initiator used on one LUN."""
+
+    lun: str
+    initiator: str
+    offload: OffloadName
+    served: int
+    rejected: int
+    saved_bytes: int
 
 
 class Service(BaseModel):

@@ -1,7 +1,8 @@
 """The store: the one directory in which everything of an appliance lies, and the lock that keeps it to one process.
 
 STORE/lock            held with flock while a service runs; holds its process id
-STORE/catalogue.db    what exists (SQLite)
+STORE/catalogue.db    what exists, and CHAP secrets (SQLite, mode 0600)
+STORE/reservations/   persistent reservations of hosts (mode 0700)
 STORE/token           the API's token, if it needs one (mode 0600)
 STORE/groups/NAME/    the journal of a group, and the bases Playhead made itself
 """
@@ -53,6 +54,16 @@ class Store:
     @property
     def catalogue(self) -> Path:
         return self.path / "catalogue.db"
+
+    def reservations(self) -> Path:
+        """The directory in which the iSCSI front end keeps reservations that survive a restart."""
+        path = self.path / "reservations"
+        try:
+            path.mkdir(mode=0o700, exist_ok=True)
+            path.chmod(0o700)
+        except OSError as error:
+            raise store_error(error, path, "reservations cannot be kept in") from error
+        return path
 
     def token(self) -> str:
         """The API's token; made at the first call."""

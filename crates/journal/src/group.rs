@@ -150,6 +150,8 @@ pub struct Stats {
     pub images: u64,
     /// What an administrator should know now, if anything.
     pub alert: Option<String>,
+    /// The journal is larger than its policy allows: something holds the trailing edge.
+    pub over_limit: bool,
     /// What the last opening took.
     pub recovery: Recovery,
 }
@@ -267,6 +269,8 @@ pub(crate) struct Inner {
     pub(crate) room: Condvar,
     pub(crate) policy: Mutex<Policy>,
     pub(crate) alert: Mutex<Option<String>>,
+    /// The journal holds more than its policy allows.
+    pub(crate) over_limit: AtomicBool,
     /// When the keeper last looked at the time of day, and what it took it for.
     pub(crate) clock: Mutex<Option<(Instant, u64)>>,
     pub(crate) failure: OnceLock<String>,
@@ -397,6 +401,7 @@ impl Group {
                 .get()
                 .map(|cause| format!("stopped taking writes: {cause}"))
                 .or_else(|| i.alert.lock().clone()),
+            over_limit: i.over_limit.load(Ordering::Relaxed),
             recovery: i.recovery,
         }
     }

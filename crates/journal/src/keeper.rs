@@ -299,6 +299,7 @@ impl Inner {
             let state = self.state.read();
             state.segments.len() as u64 * self.segment_bytes > limit_bytes.max(2 * self.segment_bytes)
         });
+        self.over_limit.store(over, Ordering::Relaxed);
         let mut alert = self.alert.lock();
         *alert = over.then(|| {
             format!(

@@ -127,6 +127,7 @@ impl Group {
             room: Condvar::new(),
             policy: Mutex::new(Policy::default()),
             alert: Mutex::new(None),
+            over_limit: AtomicBool::new(false),
             clock: Mutex::new(None),
             failure: OnceLock::new(),
             closed: AtomicBool::new(false),

@@ -164,6 +164,7 @@ impl Group {
         d.set_item("syncs", s.syncs)?;
         d.set_item("images", s.images)?;
         d.set_item("alert", s.alert)?;
+        d.set_item("over_limit", s.over_limit)?;
         let r = PyDict::new(py);
         r.set_item("records_scanned", s.recovery.records_scanned)?;
         r.set_item("bytes_scanned", s.recovery.bytes_scanned)?;

@@ -13,6 +13,7 @@ use crate::{
     error::{address, io, nanoseconds, native},
     lun::Lun,
     nbd::seconds,
+    policy::{policy, PyRule},
 };
 
 /// An iSCSI target service: targets with LUNs, and the sessions on them.
@@ -116,6 +117,37 @@ impl IscsiServer {
         self.inner.space_low(iqn).map_err(|e| refusal(&e))
     }
 
+    /// Puts another offload policy in force, at once; initiators that get other offloads than before are told.
+    fn set_policy(&self, py: Python<'_>, rules: Vec<PyRule>) -> PyResult<()> {
+        let policy = policy(rules)?;
+        py.detach(|| self.inner.set_policy(policy));
+        Ok(())
+    }
+
+    /// What became of the offloads that initiators asked for, of the LUNs there are.
+    fn offload_counts<'py>(&self, py: Python<'py>) -> PyResult<Vec<Bound<'py, PyDict>>> {
+        let counts = py.detach(|| self.inner.offload_counts());
+        counts
+            .into_iter()
+            .map(|(target, count)| {
+                let d = PyDict::new(py);
+                d.set_item("target", &*target)?;
+                d.set_item("lun", Uuid::from_bytes(count.lun).to_string())?;
+                d.set_item("initiator", count.initiator)?;
+                d.set_item("offload", count.offload.name())?;
+                d.set_item("served", count.served)?;
+                d.set_item("rejected", count.rejected)?;
+                d.set_item("saved_bytes", count.saved_bytes)?;
+                Ok(d)
+            })
+            .collect()
+    }
+
+    /// Tells the initiators of a LUN to read its mode pages again: it is write-protected now, or no longer.
+    fn mode_changed(&self, py: Python<'_>, iqn: &str, number: u16) -> PyResult<()> {
+        py.detach(|| self.inner.mode_changed(iqn, number)).map_err(|e| refusal(&e))
+    }
+
     fn sessions<'py>(&self, py: Python<'py>) -> PyResult<Vec<Bound<'py, PyDict>>> {
         let sessions = py.detach(|| self.inner.sessions());
         sessions
@@ -126,6 +158,9 @@ impl IscsiServer {
                 d.set_item("initiator", s.initiator)?;
                 d.set_item("target", s.target)?;
                 d.set_item("since_ns", nanoseconds(s.since))?;
+                d.set_item("commands", s.commands)?;
+                d.set_item("read_bytes", s.read_bytes)?;
+                d.set_item("written_bytes", s.written_bytes)?;
                 Ok(d)
             })
             .collect()

@@ -12,6 +12,7 @@ mod journal;
 mod log;
 mod lun;
 mod nbd;
+mod policy;
 
 /// The package's version, which is the workspace's.
 #[pyfunction]

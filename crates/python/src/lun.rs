@@ -2,7 +2,7 @@
 
 use playhead_target::{
     lun::{LunIdentity, LunRef},
-    splitter,
+    splitter::{self, ArraySplitter},
 };
 use pyo3::prelude::*;
 use uuid::Uuid;
@@ -35,6 +35,13 @@ impl Lun {
     #[getter]
     fn block_count(&self) -> u64 {
         self.inner.block_count()
+    }
+
+    /// Lets everybody only read from now on, or write again.
+    fn set_read_only(&self, read_only: bool) {
+        if let Some(splitter) = self.inner.as_any().downcast_ref::<ArraySplitter>() {
+            splitter.set_read_only(read_only);
+        }
     }
 
     #[getter]

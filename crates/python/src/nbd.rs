@@ -9,6 +9,7 @@ use crate::{
     error::{address, io, nanoseconds, native},
     iscsi::IscsiServer,
     lun::Lun,
+    policy::{policy, PyRule},
 };
 
 /// An NBD service: exports by name, and the connections on them.
@@ -71,6 +72,13 @@ impl NbdServer {
     fn remove_export(&self, py: Python<'_>, name: &str, patience_s: f64) -> PyResult<()> {
         let patience = seconds(patience_s);
         py.detach(|| self.inner.remove_export(name, patience)).map_err(|e| refusal(&e))
+    }
+
+    /// Puts another offload policy in force, at once; of the rules those for everybody count.
+    fn set_policy(&self, py: Python<'_>, rules: Vec<PyRule>) -> PyResult<()> {
+        let policy = policy(rules)?;
+        py.detach(|| self.inner.set_policy(policy));
+        Ok(())
     }
 
     fn connections<'py>(&self, py: Python<'py>) -> PyResult<Vec<Bound<'py, PyDict>>> {

@@ -352,6 +352,17 @@ impl Server {
         Ok(())
     }
 
+    /// Tells the initiators of a LUN to read its mode pages again (2A/01): it is write-protected now, or no longer.
+    ///
+    /// Errors: [`ServerError::NoSuchTarget`], [`ServerError::NoSuchLun`].
+    pub fn mode_changed(&self, iqn: &str, number: u16) -> Result<(), ServerError> {
+        let units = self.shared.catalogue.find(iqn)?.units().1;
+        let found = units.iter().find(|(n, _)| *n == number);
+        let (_, unit) = found.ok_or_else(|| ServerError::NoSuchLun { iqn: iqn.to_owned(), number })?;
+        unit.mode_changed();
+        Ok(())
+    }
+
     /// The connections there are, oldest first.
     pub fn sessions(&self) -> Vec<SessionStatus> {
         self.shared.registry.list()

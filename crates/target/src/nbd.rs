@@ -25,7 +25,7 @@ use std::time::{Duration, Instant, SystemTime};
 use parking_lot::Mutex;
 
 use crate::lun::LunRef;
-use crate::scsi::Devices;
+use crate::scsi::{Devices, Policy};
 use accept::Shared;
 
 /// What one server allows its clients. The defaults suit an appliance.
@@ -202,6 +202,12 @@ impl Server {
             0 => Ok(()),
             users => Err(ServerError::StillInUse { name: name.to_owned(), users }),
         }
+    }
+
+    /// Puts another offload policy in force, for clients there are and those to come. An export whose `unmap` is rejected serves no TRIM,
+    /// one whose `write-same` is rejected no WRITE_ZEROES; rules for initiators do not count, for clients of NBD have no names.
+    pub fn set_policy(&self, policy: Policy) {
+        self.shared.exports.set_policy(policy);
     }
 
     /// What is exported, by name.

@@ -3,6 +3,7 @@
 //! It stands between [`crate::lun::Lun`] and the journal's [`Volume`] and copies nothing: both sides speak of the same
 //! [`Change`], so a batch goes through as the slice it came in.
 
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::Arc;
 
 use playhead_journal::{Error, Moment, Volume};
@@ -17,12 +18,14 @@ pub struct ArraySplitter {
     volume: Volume,
     identity: LunIdentity,
     physical_block_bytes: u32,
+    /// An administrator lets nobody write.
+    locked: AtomicBool,
 }
 
 impl ArraySplitter {
     /// Puts `volume` behind the seam under `identity`.
     pub fn new(volume: Volume, identity: LunIdentity) -> Self {
-        Self { volume, identity, physical_block_bytes: 4096 }
+        Self { volume, identity, physical_block_bytes: 4096, locked: AtomicBool::new(false) }
     }
 
     /// The same with another physical block, for hosts that want 512-byte blocks to be native.
@@ -30,6 +33,11 @@ impl ArraySplitter {
     pub fn with_physical_block_bytes(mut self, bytes: u32) -> Self {
         self.physical_block_bytes = bytes;
         self
+    }
+
+    /// Lets everybody only read from now on, or write again. An image that is read-only stays so.
+    pub fn set_read_only(&self, read_only: bool) {
+        self.locked.store(read_only, Ordering::Release);
     }
 
     /// The volume behind it.
@@ -56,7 +64,7 @@ impl Lun for ArraySplitter {
     }
 
     fn read_only(&self) -> bool {
-        self.volume.read_only()
+        self.locked.load(Ordering::Acquire) || self.volume.read_only()
     }
 
     fn read(&self, lba: u64, buf: &mut [u8]) -> Result<(), LunError> {
@@ -128,7 +136,7 @@ impl Lun for ArraySplitter {
 impl ArraySplitter {
     /// The journal would refuse too, but in words of a request that makes no sense; here it is a property of the disk.
     fn check_writable(&self) -> Result<(), LunError> {
-        if self.volume.read_only() {
+        if self.read_only() {
             return Err(LunError::ReadOnly { name: self.identity.name.clone() });
         }
         Ok(())

@@ -61,6 +61,19 @@ def show_volume(volume: str, group: TheGroup) -> Volume:
     return group.volume(volume)
 
 
+class VolumeChange(BaseModel):
+    """What can be changed of a volume."""
+
+    model_config = ConfigDict(extra="forbid")
+    read_only: bool = Field(description="Hosts may only read it")
+
+
+@router.patch("/groups/{group}/volumes/{volume}")
+def change_volume(volume: str, body: VolumeChange, group: TheGroup) -> Volume:
+    """Write-protects a volume for every host, or lets them write again."""
+    return group.set_volume_read_only(volume, body.read_only)
+
+
 @router.delete("/groups/{group}/volumes/{volume}", status_code=204)
 def delete_volume(volume: str, group: TheGroup, delete_base: bool) -> None:
     """Takes a volume out of its group. Its base stays where it is or goes too, as the caller says."""

@@ -15,13 +15,15 @@ from playhead.cli.refusal import exit_with
 NOUNS = {
     "serve": "Run the appliance in the foreground.",
     "status": "One page: groups, windows, lag, space, sessions, alerts.",
-    "volume": "Volumes: create, adopt, list, show, delete.",
+    "volume": "Volumes: create, adopt, list, show, set, delete.",
     "group": "Consistency groups: create, list, show, head, rewind, undo, settle, policy, retry, delete.",
     "bookmark": "Bookmarks: create, list.",
     "point": "Points: show what an expression stands for.",
     "image": "Images of the past: open, list, show, close.",
     "journal": "Journals: show, dump, verify, trim.",
-    "target": "What hosts see: list targets, LUNs and sessions.",
+    "target": "What hosts see: list, sessions, redirect, discovery-chap.",
+    "host": "Hosts: create, list, show, delete, add-initiator, remove-initiator, chap, map, unmap.",
+    "policy": "Offload policy (VAAI, ODX): show, set, reset.",
     "job": "Long work: list, show, cancel.",
 }
 

@@ -45,6 +45,9 @@ class Cli:
     def put(self, *path: str, body: dict[str, Any]) -> Any:
         return self._ask("PUT", path, body=body)
 
+    def patch(self, *path: str, body: dict[str, Any]) -> Any:
+        return self._ask("PATCH", path, body=body)
+
     def delete(self, *path: str, **query: Any) -> Any:
         return self._ask("DELETE", path, query=query)
 
@@ -102,7 +105,7 @@ def _target(path: tuple[str, ...], query: dict[str, Any]) -> str:
         for key, value in query.items()
         if value is not None
     }
-    return f"{PREFIX}/{'/'.join(segments)}" + (f"?{urlencode(given)}" if given else "")
+    return f"{PREFIX}/{'/'.join(segments)}" + (f"?{urlencode(given, doseq=True)}" if given else "")
 
 
 def _parsed(text: str, address: Address) -> Any:

@@ -68,6 +68,21 @@ def show_(cli: Cli, which: tuple[str, str], as_json: bool) -> None:
     show(cli.get("groups", which[0], "volumes", which[1]), as_json)
 
 
+@command.command("set")
+@object_argument("volume")
+@click.option("--read-only/--writable", "read_only", default=None, help="Whether hosts may only read it.")
+@output_option
+@click.pass_obj
+def set_(cli: Cli, which: tuple[str, str], read_only: bool | None, as_json: bool) -> None:
+    """Write-protect a volume for every host, or let them write again.
+
+    Unmount it on the hosts first: what they still have to write is refused.
+    """
+    if read_only is None:
+        raise click.UsageError("say what is to change: --read-only or --writable", click.get_current_context())
+    show(cli.patch("groups", which[0], "volumes", which[1], body={"read_only": read_only}), as_json)
+
+
 @command.command("delete")
 @object_argument("volume")
 @click.option(
@@ -95,6 +110,13 @@ def delete(cli: Cli, which: tuple[str, str], keep: bool | None, as_json: bool) -
         click.echo(f"Volume {group}/{name} is deleted; its base is {'kept' if keep else 'deleted'}.")
 
 
+def seen_by(disk: dict[str, Any]) -> str:
+    """The hosts that see a disk, for people."""
+    if disk["hosts"] is None:
+        return "every initiator"
+    return f"host {', '.join(disk['hosts'])}" if disk["hosts"] else "nobody (unmapped_volumes = hidden)"
+
+
 def show(volume: dict[str, Any], as_json: bool) -> None:
     """One volume."""
     if as_json:
@@ -106,6 +128,8 @@ def show(volume: dict[str, Any], as_json: bool) -> None:
             ("size", f"{size(volume['size_bytes'])} ({volume['size_bytes']} bytes)"),
             ("iscsi", volume["iscsi_url"]),
             ("nbd", volume["nbd_url"]),
+            ("access", "read-only" if volume["read_only"] else "read-write"),
+            ("seen by", seen_by(volume)),
             ("base", volume["base"]),
             ("adopted", volume["adopted"]),
             ("uuid", volume["uuid"]),

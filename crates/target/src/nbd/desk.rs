@@ -82,6 +82,8 @@ pub(super) struct Disk {
     may_read: bool,
     /// And write.
     may_write: bool,
+    trims: bool,
+    zeroes: bool,
 }
 
 /// A change that is in the batch and not answered.
@@ -129,13 +131,15 @@ impl<'a> Desk<'a> {
     /// The LUN as it is now; nothing once [`Desk::leave`] was called.
     pub(super) fn disk(&self) -> Option<Disk> {
         let entry = self.entry.as_ref()?;
-        let lun = entry.lun();
+        let (lun, export) = (entry.lun(), entry.export());
         Some(Disk {
             lun: LunRef::clone(lun),
             size_bytes: lun.block_count().saturating_mul(BLOCK_BYTES as u64),
             read_only: lun.read_only(),
-            may_read: entry.export().admitted(false),
-            may_write: entry.export().admitted(true),
+            may_read: export.admitted(false),
+            may_write: export.admitted(true),
+            trims: export.trims(),
+            zeroes: export.zeroes(),
         })
     }
 
@@ -186,6 +190,15 @@ impl<'a> Desk<'a> {
         if !(if changing { disk.may_write } else { disk.may_read }) {
             return refuse(ErrorCode::Permission, "a SCSI initiator has reserved the disk");
         }
+        match command {
+            Command::Trim if !disk.trims => {
+                return refuse(ErrorCode::NotSupported, "unmap is rejected by policy")
+            }
+            Command::WriteZeroes if !disk.zeroes => {
+                return refuse(ErrorCode::NotSupported, "write-same is rejected by policy: write the zeros")
+            }
+            _ => {}
+        }
         let end = request.offset.checked_add(u64::from(request.length));
         if end.is_none_or(|end| end > disk.size_bytes) {
             let code = match command {
@@ -212,7 +225,8 @@ impl<'a> Desk<'a> {
     }
 
     /// The change that a checked write, trim or write zeroes is; nothing if it is of no length. `payload` is the write's data.
-    pub(super) fn change<'b>(&self, request: &Request, payload: &'b [u8]) -> Option<Change<'b>> {
+    /// Where policy rejects unmap, zeroing makes no hole either.
+    pub(super) fn change<'b>(&self, disk: &Disk, request: &Request, payload: &'b [u8]) -> Option<Change<'b>> {
         let lba = request.offset / BLOCK_BYTES as u64;
         let count = u64::from(request.length) / BLOCK_BYTES as u64;
         if count == 0 {
@@ -220,7 +234,9 @@ impl<'a> Desk<'a> {
         }
         Some(match request.command {
             Command::Write => Change::Write { lba, data: payload },
-            Command::WriteZeroes if request.flags & FLAG_NO_HOLE != 0 => Change::Zero { lba, count },
+            Command::WriteZeroes if request.flags & FLAG_NO_HOLE != 0 || !disk.trims => {
+                Change::Zero { lba, count }
+            }
             _ => Change::Unmap { lba, count },
         })
     }

@@ -10,7 +10,7 @@ use playhead_wire::nbd::text;
 
 use super::{ExportStatus, ServerError};
 use crate::lun::{LunRef, BLOCK_BYTES};
-use crate::scsi::{Device, Devices};
+use crate::scsi::{Device, Devices, Offload, Policy};
 
 /// One LUN under a name.
 pub(super) struct Export {
@@ -19,6 +19,8 @@ pub(super) struct Export {
     lun: LunRef,
     /// What the LUN is to SCSI initiators, if there are any.
     device: Option<Arc<Device>>,
+    trim: AtomicBool,
+    zeroes: AtomicBool,
     closing: AtomicBool,
     users: Mutex<usize>,
     left: Condvar,
@@ -37,6 +39,23 @@ impl Export {
     /// Whether the reservations that SCSI initiators have let an NBD client read (or also `write`).
     pub(super) fn admitted(&self, write: bool) -> bool {
         self.device.as_ref().is_none_or(|device| device.admits_strangers(write))
+    }
+
+    /// Whether TRIM is carried out.
+    pub(super) fn trims(&self) -> bool {
+        self.trim.load(Ordering::Relaxed)
+    }
+
+    /// Whether WRITE_ZEROES is carried out.
+    pub(super) fn zeroes(&self) -> bool {
+        self.zeroes.load(Ordering::Relaxed)
+    }
+
+    /// Puts another policy in force. NBD clients have no name, so only the rules for everybody count.
+    fn obey(&self, policy: &Policy) {
+        let offloads = policy.in_force(&self.lun.identity().uuid, "");
+        self.trim.store(offloads.contains(Offload::Unmap), Ordering::Relaxed);
+        self.zeroes.store(offloads.contains(Offload::WriteSame), Ordering::Relaxed);
     }
 
     /// Whether the export was removed.
@@ -105,6 +124,8 @@ pub(super) enum NotFound {
 pub(super) struct Exports {
     by_name: RwLock<BTreeMap<String, Arc<Export>>>,
     pub(super) devices: OnceLock<Arc<Devices>>,
+    /// Taken before `by_name`.
+    policy: Mutex<Policy>,
 }
 
 impl Exports {
@@ -113,6 +134,7 @@ impl Exports {
         if name.is_empty() || text(name.as_bytes()).is_err() {
             return Err(ServerError::BadName { name: name.into() });
         }
+        let policy = self.policy.lock();
         let mut by_name = self.by_name.write();
         if by_name.contains_key(name) {
             return Err(ServerError::NameTaken { name: name.into() });
@@ -122,12 +144,24 @@ impl Exports {
             description: description.into(),
             device: self.devices.get().map(|devices| devices.find(&lun.identity().uuid)),
             lun,
+            trim: AtomicBool::new(true),
+            zeroes: AtomicBool::new(true),
             closing: AtomicBool::new(false),
             users: Mutex::new(0),
             left: Condvar::new(),
         });
+        export.obey(&policy);
         by_name.insert(name.into(), export);
         Ok(())
+    }
+
+    /// Puts another policy in force, for the exports there are and those to come.
+    pub(super) fn set_policy(&self, policy: Policy) {
+        let mut current = self.policy.lock();
+        *current = policy;
+        for export in self.by_name.read().values() {
+            export.obey(&current);
+        }
     }
 
     pub(super) fn remove(&self, name: &str) -> Result<Arc<Export>, ServerError> {

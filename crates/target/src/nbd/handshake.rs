@@ -276,8 +276,13 @@ impl Handshake<'_> {
         if export.read_only() {
             flags |= transmission::READ_ONLY;
         } else {
-            // Zeroing is one record of the journal however long it is, so it is always the fast kind.
-            flags |= transmission::SEND_TRIM | transmission::SEND_WRITE_ZEROES | transmission::SEND_FAST_ZERO;
+            if export.trims() {
+                flags |= transmission::SEND_TRIM;
+            }
+            if export.zeroes() {
+                // Zeroing is one record of the journal however long it is, so it is always the fast kind.
+                flags |= transmission::SEND_WRITE_ZEROES | transmission::SEND_FAST_ZERO;
+            }
         }
         if self.structured {
             flags |= transmission::SEND_DF;

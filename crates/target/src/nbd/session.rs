@@ -283,7 +283,7 @@ fn execute<'b>(
 ) -> Result<(), SessionError> {
     match request.command {
         Command::Write | Command::Trim | Command::WriteZeroes => {
-            batch.extend(desk.change(request, payload));
+            batch.extend(desk.change(disk, request, payload));
             desk.expect(request);
         }
         Command::Read => desk.read(disk, request)?,

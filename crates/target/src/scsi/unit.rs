@@ -153,6 +153,11 @@ impl LogicalUnit {
         self.device.leave(nexus);
     }
 
+    /// Tells every initiator that mode parameters changed: the LUN is write-protected now, or no longer.
+    pub fn mode_changed(&self) {
+        self.attend(Attention::ModeParametersChanged, |_| true);
+    }
+
     /// Establishes `attention` for every nexus that `chosen` picks, whichever target it is with.
     pub(super) fn attend(&self, attention: Attention, chosen: impl Fn(&Nexus) -> bool) {
         self.device.attend(attention, chosen);
