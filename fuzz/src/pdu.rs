@@ -4,10 +4,10 @@
 //! connection.
 
 use playhead_wire::iscsi::bhs::{self, Bhs, Digests, Frame, BHS_LEN};
-use playhead_wire::iscsi::negotiate::{Parameters, Wishes};
+use playhead_wire::iscsi::negotiate::{Parameters, SessionType, Wishes};
 use playhead_wire::iscsi::request::Request;
 use playhead_wire::iscsi::response::Response;
-use playhead_wire::iscsi::{digest, lun_bytes, lun_number, text, SerialNumber};
+use playhead_wire::iscsi::{binary, digest, lun_bytes, lun_number, text, SerialNumber};
 
 const WISHES: Wishes = Wishes {
     max_recv_bytes: 1 << 20,
@@ -99,7 +99,13 @@ fn words(data: &[u8]) {
         text::push(&mut again, key, value);
         assert_eq!(text::pairs(&again[before..]).collect::<Vec<_>>(), vec![Ok((key, value))]);
         let _ = (text::number(value), text::boolean(value), text::is_iscsi_name(value));
-        parameters.offer(key, value, &WISHES);
+        if let Some(bytes) = binary::parse(value) {
+            assert_eq!(binary::parse(&binary::emit_hex(&bytes)).as_ref(), Some(&bytes));
+            assert_eq!(binary::parse(&binary::emit_base64(&bytes)).as_ref(), Some(&bytes));
+        }
+        parameters.offer(key, value, &WISHES, SessionType::Normal);
+        Parameters::default().offer(key, value, &WISHES, SessionType::Discovery);
+        Parameters::offer_early(key, value, &WISHES);
     }
     parameters.settle();
     assert!((512..=0xff_ffff).contains(&parameters.max_send_bytes));

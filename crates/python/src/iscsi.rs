@@ -1,9 +1,9 @@
 //! The iSCSI front end, as Python starts, feeds and stops it.
 
-use std::{io::ErrorKind, path::PathBuf, sync::Arc};
+use std::{collections::HashMap, io::ErrorKind, path::PathBuf, sync::Arc};
 
 use playhead_target::{
-    iscsi::{Limits, Server, ServerError},
+    iscsi::{Chap, Credentials, Grant, Limits, Masking, Redirect, Server, ServerError, UnitName, User},
     scsi::Devices,
 };
 use pyo3::{prelude::*, types::PyDict};
@@ -29,6 +29,9 @@ fn refusal(error: &ServerError) -> PyErr {
         }
         ServerError::NameTaken { .. } => "conflict",
         ServerError::BadName { .. } => "bad-name",
+        ServerError::BadMasking { .. }
+        | ServerError::BadCredentials { .. }
+        | ServerError::BadAddress { .. } => "invalid",
         ServerError::NoSuchTarget { .. } | ServerError::NoSuchLun { .. } => "not-found",
         ServerError::StillInUse { .. } => "busy",
         ServerError::Reservations { source, .. } if source.kind() == ErrorKind::PermissionDenied => {
@@ -37,6 +40,24 @@ fn refusal(error: &ServerError) -> PyErr {
         ServerError::Reservations { .. } => "io",
     };
     native(code, &error.to_string())
+}
+
+/// User and secret, and those of the target where it is to prove itself too.
+type ChapTuple = (String, Vec<u8>, Option<String>, Option<Vec<u8>>);
+
+fn chap(whose: &str, tuple: ChapTuple) -> PyResult<Chap> {
+    let (name, secret, mutual_name, mutual_secret) = tuple;
+    let target = match (mutual_name, mutual_secret) {
+        (None, None) => None,
+        (Some(name), Some(secret)) => Some(User { name, secret }),
+        _ => {
+            return Err(native(
+                "invalid",
+                &format!("the mutual CHAP credentials of {whose} lack user or secret"),
+            ))
+        }
+    };
+    Ok(Chap { initiator: User { name, secret }, target })
 }
 
 impl IscsiServer {
@@ -146,6 +167,59 @@ impl IscsiServer {
     /// Tells the initiators of a LUN to read its mode pages again: it is write-protected now, or no longer.
     fn mode_changed(&self, py: Python<'_>, iqn: &str, number: u16) -> PyResult<()> {
         py.detach(|| self.inner.mode_changed(iqn, number)).map_err(|e| refusal(&e))
+    }
+
+    /// Says which initiator sees which unit, at once: (target, unit) -> [(initiator, number there, read-only)]. A unit that is not in
+    /// the table is everyone's, under its own number; one with an empty list is nobody's.
+    fn set_masking(
+        &self,
+        py: Python<'_>,
+        table: HashMap<UnitName, Vec<(String, u16, bool)>>,
+    ) -> PyResult<()> {
+        let grant = |(initiator, number, read_only)| Grant { initiator, number, read_only };
+        let table = table.into_iter().map(|(unit, grants)| (unit, grants.into_iter().map(grant).collect()));
+        let masking = Masking::new(table).map_err(|e| refusal(&e))?;
+        py.detach(|| self.inner.set_masking(masking));
+        Ok(())
+    }
+
+    /// Says who must prove itself with CHAP, for logins from now on: whoever is in `initiators`, with `required` everyone, and with
+    /// `discovery` whoever asks for the targets there are.
+    fn set_credentials(
+        &self,
+        py: Python<'_>,
+        required: bool,
+        discovery: Option<ChapTuple>,
+        initiators: HashMap<String, ChapTuple>,
+    ) -> PyResult<()> {
+        let discovery = discovery.map(|tuple| chap("discovery", tuple)).transpose()?;
+        let mut of_initiators = Vec::with_capacity(initiators.len());
+        for (name, tuple) in initiators {
+            let chap = chap(&name, tuple)?;
+            of_initiators.push((name, chap));
+        }
+        let credentials = Credentials::new(required, discovery, of_initiators).map_err(|e| refusal(&e))?;
+        py.detach(|| self.inner.set_credentials(credentials));
+        Ok(())
+    }
+
+    /// Logins that failed for lack of proof, since the server started.
+    fn authentication_failures(&self) -> u64 {
+        self.inner.authentication_failures()
+    }
+
+    /// Sends logins to a target, which need not be here, to another address from now on; with None no longer.
+    fn set_redirect(
+        &self,
+        py: Python<'_>,
+        iqn: &str,
+        address: Option<&str>,
+        permanent: bool,
+    ) -> PyResult<()> {
+        let redirect = address.map(|address| Redirect::new(address, permanent)).transpose();
+        let redirect = redirect.map_err(|e| refusal(&e))?;
+        py.detach(|| self.inner.set_redirect(iqn, redirect));
+        Ok(())
     }
 
     fn sessions<'py>(&self, py: Python<'py>) -> PyResult<Vec<Bound<'py, PyDict>>> {

@@ -11,13 +11,18 @@ mod accept;
 mod answers;
 mod buffers;
 mod catalogue;
+mod chap;
 mod commands;
+mod complaints;
 mod connection;
+mod credentials;
 mod jobs;
 mod login;
 mod manage;
+mod masking;
 mod outbox;
 mod reads;
+mod redirect;
 mod registry;
 mod session;
 mod transfers;
@@ -26,16 +31,22 @@ use crate::lun::LunRef;
 use crate::scsi::{Devices, OffloadCount, Policy};
 use accept::Listener;
 use catalogue::Catalogue;
-use parking_lot::Mutex;
+use complaints::Complaints;
+use parking_lot::{Mutex, RwLock};
 use playhead_journal::files::DiskFiles;
 pub use playhead_wire::scsi::mode::SPACE_LOW_PERCENT;
 use registry::Registry;
+use std::collections::{BTreeMap, BTreeSet};
 use std::io;
 use std::net::SocketAddr;
 use std::path::Path;
-use std::sync::atomic::AtomicUsize;
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::sync::Arc;
 use std::time::{Duration, Instant, SystemTime};
+
+pub use credentials::{Chap, Credentials, User};
+pub use masking::{Grant, Masking, UnitName};
+pub use redirect::Redirect;
 
 /// What one server allows its initiators. The defaults suit an appliance.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -121,6 +132,26 @@ pub enum ServerError {
         /// The LUN.
         number: u16,
     },
+    /// A masking table that contradicts itself.
+    #[error("LUN masking cannot be so: {detail}")]
+    BadMasking {
+        /// What is wrong with it.
+        detail: String,
+    },
+    /// Credentials that cannot be used.
+    #[error("the CHAP credentials of {whose} cannot be used: {detail}")]
+    BadCredentials {
+        /// An initiator's name, or "discovery".
+        whose: String,
+        /// What is wrong with them.
+        detail: String,
+    },
+    /// Nothing that a target could be reached at.
+    #[error("{address:?} is no address of a target: it needs a name or an IP address (IPv6 in brackets), and a port unless it is 3260")]
+    BadAddress {
+        /// What was given.
+        address: String,
+    },
     /// It is removed, but some I/O has not come back in time and still holds a LUN.
     #[error("{name} is removed, but I/O under way still holds it")]
     StillInUse {
@@ -159,16 +190,18 @@ pub struct Stopped {
     pub left: usize,
 }
 
-/// Decides which initiator (first) sees which target (second), by their iSCSI names.
-pub type Access = Arc<dyn Fn(&str, &str) -> bool + Send + Sync>;
-
 /// What all connections share.
 struct Shared {
     limits: Limits,
     catalogue: Catalogue,
     registry: Registry,
-    access: Mutex<Access>,
-    policy: Mutex<Arc<Policy>>,
+    masking: RwLock<Arc<Masking>>,
+    /// Changes with `masking`: sessions compare it to know their view is stale.
+    masking_generation: AtomicU64,
+    policy: RwLock<Arc<Policy>>,
+    credentials: RwLock<Arc<Credentials>>,
+    redirects: RwLock<BTreeMap<String, Redirect>>,
+    complaints: Complaints,
     workers: Arc<jobs::Workers>,
     doors: crate::doors::Doors,
     /// Bytes held by unfinished writes.
@@ -206,8 +239,12 @@ impl Server {
             limits,
             catalogue: Catalogue::default(),
             registry: Registry::default(),
-            access: Mutex::new(Arc::new(|_, _| true)),
-            policy: Mutex::default(),
+            masking: RwLock::default(),
+            masking_generation: AtomicU64::new(0),
+            policy: RwLock::default(),
+            credentials: RwLock::default(),
+            redirects: RwLock::default(),
+            complaints: Complaints::default(),
             workers: Arc::default(),
             doors: crate::doors::Doors::default(),
             held_bytes: AtomicUsize::new(0),
@@ -236,9 +273,34 @@ impl Server {
         self.address
     }
 
-    /// Decides from now on which logins and discoveries see which target. Sessions that exist stay.
-    pub fn set_access(&self, access: Access) {
-        *self.shared.access.lock() = access;
+    /// Puts another LUN masking in force, for the sessions there are and those to come. Initiators whose list of LUNs is another
+    /// than before are told (REPORTED LUNS DATA HAS CHANGED); commands under way on a LUN that is taken away finish.
+    pub fn set_masking(&self, masking: Masking) {
+        {
+            let mut current = self.shared.masking.write();
+            *current = Arc::new(masking);
+            self.shared.masking_generation.fetch_add(1, Ordering::AcqRel);
+        }
+        self.shared.registry.wake_all();
+    }
+
+    /// Has logins from now on prove themselves as `credentials` says. Sessions that exist stay.
+    pub fn set_credentials(&self, credentials: Credentials) {
+        *self.shared.credentials.write() = Arc::new(credentials);
+    }
+
+    /// Logins that failed for lack of proof, since the server started.
+    pub fn authentication_failures(&self) -> u64 {
+        self.shared.complaints.authentication_failures()
+    }
+
+    /// Sends logins to the target `iqn` elsewhere from now on, or no longer. It need not exist here. Sessions that exist stay.
+    pub fn set_redirect(&self, iqn: &str, redirect: Option<Redirect>) {
+        let mut redirects = self.shared.redirects.write();
+        match redirect {
+            Some(redirect) => redirects.insert(iqn.to_owned(), redirect),
+            None => redirects.remove(iqn),
+        };
     }
 
     /// Puts another offload policy in force, for the sessions there are and those to come. Initiators that get other offloads than
@@ -246,7 +308,7 @@ impl Server {
     pub fn set_policy(&self, policy: Policy) {
         let policy = Arc::new(policy);
         // Held to the end, so that a session that begins meanwhile attaches under the new policy or is seen by the walk.
-        let mut current = self.shared.policy.lock();
+        let mut current = self.shared.policy.write();
         *current = Arc::clone(&policy);
         for (_, unit) in self.shared.catalogue.all_units() {
             unit.set_policy(&policy);
@@ -375,6 +437,34 @@ impl Server {
             listener.stop();
         }
         self.shared.registry.stop(patience)
+    }
+}
+
+impl Shared {
+    fn masking(&self) -> Arc<Masking> {
+        Arc::clone(&self.masking.read())
+    }
+
+    /// Whether `initiator` may know of the target `name`.
+    fn shows(&self, name: &str, initiator: &str) -> bool {
+        let numbers = self.catalogue.find(name).map_or(Vec::new(), |target| target.numbers());
+        self.masking().shows(name, &numbers, initiator)
+    }
+
+    /// The targets that discovery may tell `initiator` of: those here, and those that have moved for good.
+    fn discoverable(&self, initiator: &str) -> Vec<String> {
+        let mut names: BTreeSet<String> =
+            self.catalogue.targets().iter().map(|target| target.name.to_string()).collect();
+        let redirects = self.redirects.read();
+        names.extend(redirects.iter().filter(|(_, to)| to.is_permanent()).map(|(name, _)| name.clone()));
+        drop(redirects);
+        names.retain(|name| self.shows(name, initiator));
+        names.into_iter().collect()
+    }
+
+    /// Where logins to the target `name` are sent instead.
+    fn redirect(&self, name: &str) -> Option<Redirect> {
+        self.redirects.read().get(name).cloned()
     }
 }
 

@@ -1,12 +1,13 @@
 //! iSCSI protocol data units (RFC 7143): framing, headers, digests, text keys and serial numbers.
 //!
 //! Read in this order: [`bhs`] (the 48-byte header and where the parts of a PDU lie), [`request`] (what initiators send),
-//! [`response`] (what targets send), [`digest`] (CRC32C), [`serial`] (CmdSN arithmetic), [`text`] (key=value pairs) and
-//! [`negotiate`] (what the pairs mean).
+//! [`response`] (what targets send), [`digest`] (CRC32C), [`serial`] (CmdSN arithmetic), [`text`] (key=value pairs),
+//! [`binary`] (bytes as text) and [`negotiate`] (what the pairs mean).
 //!
 //! Everything that reads bytes is total: any input gives a value or an [`Error`], bounded in time by the input's length.
 
 pub mod bhs;
+pub mod binary;
 pub mod digest;
 pub mod negotiate;
 pub mod request;

@@ -1,5 +1,6 @@
 //! Targets by name, and their logical units by number; both change while sessions use them.
 
+use super::masking::LUN_MAX;
 use super::ServerError;
 use crate::lun::LunRef;
 use crate::scsi::{Devices, LogicalUnit, TargetPort};
@@ -9,9 +10,6 @@ use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
-
-/// Highest number of flat LUN addressing (SAM-5 4.7.7.3).
-const LUN_MAX: u16 = 16_383;
 
 /// One target.
 pub(super) struct Target {
@@ -38,11 +36,13 @@ impl Target {
     fn change<T>(&self, f: impl FnOnce(&mut BTreeMap<u16, Arc<LogicalUnit>>) -> T) -> T {
         let mut units = self.units.write();
         let result = f(&mut units);
-        for unit in units.values() {
-            unit.luns_changed();
-        }
         self.generation.fetch_add(1, Ordering::AcqRel);
         result
+    }
+
+    /// The units' own numbers.
+    pub(super) fn numbers(&self) -> Vec<u16> {
+        self.units.read().keys().copied().collect()
     }
 
     pub(super) fn set(&self, number: u16, lun: LunRef) -> Result<(), ServerError> {
@@ -139,7 +139,8 @@ impl Catalogue {
         all
     }
 
-    pub(super) fn names(&self) -> Vec<String> {
-        self.targets.read().keys().cloned().collect()
+    /// Every target, by name.
+    pub(super) fn targets(&self) -> Vec<Arc<Target>> {
+        self.targets.read().values().cloned().collect()
     }
 }

@@ -355,6 +355,8 @@ impl Session {
 
     fn execute(&mut self, view: &View, command: &Command, asked: &Asked, source: &Source, bytes: usize) {
         self.submit_batch();
+        // What the command may reach is as the masking has it now.
+        self.refresh_views();
         // Held while it runs. Commands that end others' tasks wait for those, so they are not among them.
         let mut changing = None;
         if command.changes_blocks() {

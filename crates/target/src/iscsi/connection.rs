@@ -20,6 +20,8 @@ pub(super) enum Ended {
     Done,
     /// The peer broke a rule or a time limit.
     Fault(String),
+    /// It logged in as this initiator and could not prove it, for this reason.
+    Unproved(String, &'static str),
 }
 
 /// A socket with its buffers.
@@ -117,14 +119,32 @@ pub(super) fn run(socket: Arc<TcpStream>, handle: Arc<Handle>, shared: Arc<Share
     let mut link =
         Link { socket, received: ReceiveBuffer::default(), partial_since: None, sending_since: None };
     let peer = handle.peer;
+    let shared_by_all = Arc::clone(&shared);
+    let complaints = &shared_by_all.complaints;
     let ended = match login::run(&mut link, &handle, &shared) {
         Ok(logged_in) => Session::new(link, Arc::clone(&handle), shared, logged_in).run(),
         Err(ended) => ended,
     };
     // A flush that is not over keeps the handle, and with it the descriptor: the peer must not wait for that.
     let _ = handle.socket.shutdown(Shutdown::Both);
-    if let Ended::Fault(fault) = ended {
-        let name = handle.key.get().map_or("", |key| &key.initiator);
-        log::warn!("iSCSI connection of {peer} {name} closed: {fault}");
+    let (kind, text) = match ended {
+        Ended::Peer | Ended::Done => return,
+        Ended::Fault(fault) => {
+            let name = handle.key.get().map_or("", |key| &key.initiator);
+            (fault.clone(), format!("iSCSI connection of {peer} {name} closed: {fault}"))
+        }
+        Ended::Unproved(name, why) => {
+            complaints.authentication_failed();
+            // Of one peer whatever the name: that is for it to choose.
+            (
+                "authentication".to_owned(),
+                format!("iSCSI login of {name} from {peer} failed to authenticate: {why}"),
+            )
+        }
+    };
+    match complaints.note(peer.ip(), &kind) {
+        None => {}
+        Some(0) => log::warn!("{text}"),
+        Some(untold) => log::warn!("{text} ({untold} more like it since the last such line)"),
     }
 }

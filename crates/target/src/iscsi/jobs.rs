@@ -1,10 +1,13 @@
 //! Commands that take long: a job runs on a worker's thread, and its session answers when it is over.
 
 use super::commands::Asked;
+use super::masking::Seen;
 use super::outbox::Event;
 use super::session::{Session, View};
 use super::Shared;
-use crate::scsi::{Cancel, InitiatorPort, Job, JobEnd, LogicalUnit, Reach, Reached, Refusal};
+use crate::scsi::{
+    Attention, Cancel, InitiatorPort, Job, JobEnd, LogicalUnit, Nexus, Reach, Reached, Refusal,
+};
 use parking_lot::{Condvar, Mutex};
 use playhead_wire::iscsi::response::Residual;
 use playhead_wire::scsi::{status, Command, Sense};
@@ -117,7 +120,7 @@ impl Working {
     }
 }
 
-/// What an initiator may name: the units of this session, and of every other target it is shown.
+/// What an initiator may name: the units of this session, and those it is shown of every other target.
 pub(super) struct SessionReach<'a> {
     pub(super) shared: &'a Shared,
     pub(super) port: &'a InitiatorPort,
@@ -129,17 +132,32 @@ impl Reach for SessionReach<'_> {
         if let Some(view) = self.views.iter().find(|view| view.unit.naa() == naa) {
             return Some(Reached { unit: Arc::clone(&view.unit), nexus: Arc::clone(&view.nexus) });
         }
-        let access = Arc::clone(&self.shared.access.lock());
-        let (_, unit) = self
-            .shared
-            .catalogue
-            .all_units()
-            .into_iter()
-            .find(|(target, unit)| unit.naa() == naa && access(&self.port.name, target))?;
-        let policy = Arc::clone(&self.shared.policy.lock());
-        let nexus = unit.visit(self.port.clone(), &policy);
-        Some(Reached { unit, nexus })
+        let masking = self.shared.masking();
+        let mut found: Option<Reached> = None;
+        for target in self.shared.catalogue.targets() {
+            let (_, units) = target.units();
+            if !units.iter().any(|(_, unit)| unit.naa() == naa) {
+                continue;
+            }
+            let view = masking.view(&target.name, units, &self.port.name);
+            for (seen, unit) in view.into_values().filter(|(_, unit)| unit.naa() == naa) {
+                // One LUN may be presented by several targets: where it may be written counts.
+                if found.as_ref().is_none_or(|found| found.nexus.read_only() && !seen.read_only) {
+                    let nexus = unit.visit(self.port.clone(), &self.shared.policy.read());
+                    set_up(&nexus, seen);
+                    nexus.forget(Attention::PowerOn);
+                    found = Some(Reached { unit, nexus });
+                }
+            }
+        }
+        found
     }
+}
+
+/// Gives a new nexus what its initiator may; there is no change in it to tell.
+pub(super) fn set_up(nexus: &Nexus, seen: Seen) {
+    nexus.set_read_only(seen.read_only);
+    nexus.forget(Attention::ModeParametersChanged);
 }
 
 impl Session {

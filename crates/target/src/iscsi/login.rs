@@ -1,20 +1,23 @@
-//! The login phase (RFC 7143 6.3): stages, names, and the negotiation of parameters.
+//! The login phase (RFC 7143 6.3): stages, names, authentication, and the negotiation of parameters.
 //!
-//! The security stage knows AuthMethod=None; an authentication method would answer its keys in [`Login::security_key`] and hold the
-//! stage until it is satisfied.
+//! An initiator that must prove itself learns nothing of targets before it has: whether there is one of its name, whether it may use
+//! it, where it has moved.
 
 use super::answers::Answers;
 use super::buffers::Progress;
 use super::catalogue::Target;
+use super::chap::{Authentication, Failure, Keys};
 use super::connection::{Ended, Link};
 use super::outbox::Event;
+use super::redirect::Redirect;
 use super::registry::{Handle, SessionKey};
 use super::Shared;
 use playhead_wire::iscsi::bhs::{Digests, BHS_LEN};
-use playhead_wire::iscsi::negotiate::{Answer, Parameters, Wishes};
+use playhead_wire::iscsi::negotiate::{Parameters, SessionType, Wishes};
 use playhead_wire::iscsi::request::{LoginRequest, Request};
 use playhead_wire::iscsi::response::{login_status, Response};
-use playhead_wire::iscsi::text;
+use playhead_wire::iscsi::{text, Error};
+use std::collections::HashSet;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -27,10 +30,12 @@ pub(super) const WISHES: Wishes = Wishes {
     first_burst_bytes: 1 << 20,
     max_outstanding_r2t: 4,
 };
-/// Longest data segment before anything is negotiated (RFC 7143 13.12).
-const LOGIN_RECV_BYTES: usize = 8192;
+/// Longest data segment before anything is negotiated, either way (RFC 7143 13.12).
+const LOGIN_SEGMENT_BYTES: usize = 8192;
 /// Most text of one login step.
 const TEXT_MAX_BYTES: usize = 32 << 10;
+/// Longest value of a key that is not of authentication (RFC 7143 6.1).
+const VALUE_MAX_BYTES: usize = 255;
 /// Most requests of one login.
 const REQUESTS_MAX: usize = 64;
 /// How long an older session is given to end.
@@ -49,8 +54,40 @@ pub(super) struct LoggedIn {
     /// `None`: a discovery session.
     pub(super) target: Option<Arc<Target>>,
     pub(super) key: SessionKey,
-    pub(super) cid: u16,
     pub(super) answers: Answers,
+}
+
+/// Why a login ends otherwise.
+#[derive(Debug, Clone)]
+enum Refusal {
+    /// With this status (RFC 7143 11.13.5).
+    Status(u16),
+    /// For lack of proof.
+    Unproved(Failure),
+    /// The target is elsewhere.
+    Moved(Redirect),
+}
+
+impl From<u16> for Refusal {
+    fn from(status: u16) -> Refusal {
+        Refusal::Status(status)
+    }
+}
+
+/// The answer to one request.
+struct Step {
+    text: Vec<u8>,
+    /// The text goes on in the next response.
+    continues: bool,
+    /// The next stage is entered.
+    transit: bool,
+}
+
+/// Whom an initiator asked for, and what becomes of that once it has proved itself.
+struct Identified {
+    authentication: Authentication,
+    /// `None`: a discovery session.
+    found: Result<Option<Arc<Target>>, Refusal>,
 }
 
 struct Login<'a> {
@@ -58,18 +95,17 @@ struct Login<'a> {
     first: LoginRequest,
     stage: u8,
     parameters: Parameters,
-    seen: Vec<String>,
+    seen: HashSet<String>,
     initiator: Option<String>,
     target_name: Option<String>,
-    target: Option<Arc<Target>>,
-    discovery: bool,
+    session: SessionType,
+    identified: Option<Identified>,
+    /// Our own MaxRecvDataSegmentLength is told.
     declared: bool,
     text: Vec<u8>,
+    /// What is not answered yet.
     reply: Vec<u8>,
 }
-
-/// A login status other than success.
-type Status = u16;
 
 /// Runs the login phase, at most for the time [`super::Limits::login`] gives.
 pub(super) fn run(link: &mut Link, handle: &Arc<Handle>, shared: &Arc<Shared>) -> Result<LoggedIn, Ended> {
@@ -78,42 +114,44 @@ pub(super) fn run(link: &mut Link, handle: &Arc<Handle>, shared: &Arc<Shared>) -
     let mut answers = Answers::new(0, shared.limits.tasks_max);
     for _ in 0..REQUESTS_MAX {
         let (request, data) = receive(link, handle, deadline)?;
-        let Request::Login(request) = request else {
-            let first = login.as_ref().map(|login| login.first);
-            refuse(&mut answers, first.as_ref(), login_status::INVALID_DURING_LOGIN);
-            flush(link, handle, &mut answers, deadline)?;
-            return Err(Ended::Fault("not a login request during login".to_owned()));
+        let request = match request {
+            Ok(Request::Login(request)) => request,
+            other => {
+                let status = match other {
+                    Err(Error::Field(_)) => login_status::INITIATOR_ERROR,
+                    _ => login_status::INVALID_DURING_LOGIN,
+                };
+                let first = login.as_ref().map(|login| login.first);
+                refuse(&mut answers, first.as_ref(), status, &[]);
+                flush(link, handle, &mut answers, deadline)?;
+                return Err(Ended::Fault("not a proper login request during login".to_owned()));
+            }
         };
         let login = login.get_or_insert_with(|| {
             answers.exp_cmd_sn.0 = request.cmd_sn;
             answers.stat_sn.0 = request.exp_stat_sn;
             Login::new(shared, request)
         });
-        let step = login.step(&request, &data).and_then(|to_full_feature| match to_full_feature {
-            true => login.establish(handle).map(Some),
-            false => Ok(None),
+        let step = login.step(&request, &data).and_then(|step| {
+            let done = step.transit && request.next_stage == FULL_FEATURE;
+            Ok((step, if done { Some(login.establish(handle)?) } else { None }))
         });
         match step {
-            Err(status) => {
-                refuse(&mut answers, Some(&request), status);
-                flush(link, handle, &mut answers, deadline)?;
-                return Err(Ended::Fault(format!("login refused with status {status:#06x}")));
+            Err(refusal) => {
+                return Err(login.refused(link, handle, &mut answers, &request, refusal, deadline))
             }
-            Ok(key) => {
-                let tsih = key.as_ref().map_or(login.first.tsih, |key| key.tsih);
-                let answered = !request.continues;
+            Ok((step, key)) => {
                 let response = Response::Login {
-                    transit: answered && request.transit,
-                    continues: false,
+                    transit: step.transit,
+                    continues: step.continues,
                     current_stage: request.current_stage,
-                    next_stage: if answered && request.transit { request.next_stage } else { 0 },
+                    next_stage: if step.transit { request.next_stage } else { 0 },
                     isid: request.isid,
-                    tsih,
+                    tsih: key.as_ref().map_or(login.first.tsih, |key| key.tsih),
                     itt: request.itt,
                     status: login_status::SUCCESS,
                 };
-                let reply = std::mem::take(&mut login.reply);
-                emit(&mut answers, &response, &reply);
+                answers.pdu(&response, &step.text, true);
                 flush(link, handle, &mut answers, deadline)?;
                 if let Some(key) = key {
                     return Ok(login.finish(key, answers));
@@ -124,12 +162,7 @@ pub(super) fn run(link: &mut Link, handle: &Arc<Handle>, shared: &Arc<Shared>) -
     Err(Ended::Fault("too many login requests".to_owned()))
 }
 
-/// Login responses carry the active version; its value is zero, as the header is made.
-fn emit(answers: &mut Answers, response: &Response, data: &[u8]) {
-    answers.pdu(response, data, true);
-}
-
-fn refuse(answers: &mut Answers, request: Option<&LoginRequest>, status: Status) {
+fn refuse(answers: &mut Answers, request: Option<&LoginRequest>, status: u16, data: &[u8]) {
     let response = Response::Login {
         transit: false,
         continues: false,
@@ -140,7 +173,7 @@ fn refuse(answers: &mut Answers, request: Option<&LoginRequest>, status: Status)
         itt: request.map_or(0, |r| r.itt),
         status,
     };
-    answers.pdu(&response, &[], false);
+    answers.pdu(&response, data, false);
 }
 
 /// Sends everything, or fails at the deadline.
@@ -169,17 +202,19 @@ fn wait(link: &Link, handle: &Handle, read: bool, deadline: Instant) -> Result<(
     Ok(())
 }
 
-/// The next PDU and its data.
-fn receive(link: &mut Link, handle: &Handle, deadline: Instant) -> Result<(Request, Vec<u8>), Ended> {
+/// The next PDU, if it can be one at all, and its data.
+fn receive(
+    link: &mut Link,
+    handle: &Handle,
+    deadline: Instant,
+) -> Result<(Result<Request, Error>, Vec<u8>), Ended> {
     loop {
-        let need = match link.next_frame(Digests::default(), LOGIN_RECV_BYTES)? {
+        let need = match link.next_frame(Digests::default(), LOGIN_SEGMENT_BYTES)? {
             Ok(frame) => {
                 let pdu = link.received.unread();
                 let data = pdu[frame.data()].to_vec();
-                let request = pdu
-                    .first_chunk::<BHS_LEN>()
-                    .ok_or(Ended::Peer)
-                    .and_then(|bhs| Request::parse(bhs).map_err(|error| Ended::Fault(error.to_string())))?;
+                let bhs = pdu.first_chunk::<BHS_LEN>().ok_or(Ended::Peer)?;
+                let request = Request::parse(bhs);
                 link.received.consume(frame.total_len);
                 return Ok((request, data));
             }
@@ -200,154 +235,241 @@ impl<'a> Login<'a> {
             first,
             stage: first.current_stage,
             parameters: Parameters::default(),
-            seen: Vec::new(),
+            seen: HashSet::new(),
             initiator: None,
             target_name: None,
-            target: None,
-            discovery: false,
+            session: SessionType::Normal,
+            identified: None,
             declared: false,
             text: Vec::new(),
             reply: Vec::new(),
         }
     }
 
-    /// Takes one request. True: it asks for the full feature phase, and may have it.
-    fn step(&mut self, request: &LoginRequest, data: &[u8]) -> Result<bool, Status> {
+    /// Tells the initiator that it is not let in, and the caller why.
+    fn refused(
+        &self,
+        link: &mut Link,
+        handle: &Handle,
+        answers: &mut Answers,
+        request: &LoginRequest,
+        refusal: Refusal,
+        deadline: Instant,
+    ) -> Ended {
+        let mut data = Vec::new();
+        let initiator = self.initiator.clone().unwrap_or_default();
+        let (status, ended) = match refusal {
+            Refusal::Status(status) => {
+                (status, Ended::Fault(format!("login refused with status {status:#06x}")))
+            }
+            Refusal::Unproved(why) => (login_status::AUTHENTICATION_FAILURE, Ended::Unproved(initiator, why)),
+            Refusal::Moved(redirect) => {
+                text::push(&mut data, "TargetAddress", redirect.address());
+                let moved = [login_status::MOVED_TEMPORARILY, login_status::MOVED_PERMANENTLY];
+                (moved[usize::from(redirect.is_permanent())], Ended::Done)
+            }
+        };
+        refuse(answers, Some(request), status, &data);
+        match flush(link, handle, answers, deadline) {
+            Ok(()) => ended,
+            Err(other) => other,
+        }
+    }
+
+    /// Takes one request.
+    fn step(&mut self, request: &LoginRequest, data: &[u8]) -> Result<Step, Refusal> {
         if request.version_min > 0 {
-            return Err(login_status::UNSUPPORTED_VERSION);
+            return Err(login_status::UNSUPPORTED_VERSION.into());
         }
         let same = request.isid == self.first.isid
             && request.cid == self.first.cid
             && request.tsih == self.first.tsih
             && request.itt == self.first.itt;
         if !same || request.current_stage != self.stage || self.stage == FULL_FEATURE {
-            return Err(login_status::INITIATOR_ERROR);
+            return Err(login_status::INITIATOR_ERROR.into());
+        }
+        if !self.reply.is_empty() {
+            // The last answer goes on; there is nothing new to say meanwhile (RFC 7143 6.2).
+            if !data.is_empty() || request.continues {
+                return Err(login_status::INITIATOR_ERROR.into());
+            }
+            return self.answer(request);
         }
         if self.text.len() + data.len() > TEXT_MAX_BYTES {
-            return Err(login_status::INITIATOR_ERROR);
+            return Err(login_status::INITIATOR_ERROR.into());
         }
         self.text.extend_from_slice(data);
         if request.continues {
-            return Ok(false);
+            return Ok(Step { text: Vec::new(), continues: false, transit: false });
         }
         let text = std::mem::take(&mut self.text);
-        for pair in text::pairs(&text) {
-            let (key, value) = pair.map_err(|_| login_status::INITIATOR_ERROR)?;
-            self.key(key, value)?;
-        }
-        if self.seen.len() > text::PAIRS_MAX {
-            return Err(login_status::INITIATOR_ERROR);
-        }
-        if !self.declared {
-            self.identify()?;
-        }
-        if !request.transit {
-            return Ok(false);
-        }
-        self.stage = request.next_stage;
-        Ok(request.next_stage == FULL_FEATURE)
+        self.take_text(&text)?;
+        self.answer(request)
     }
 
-    fn key(&mut self, key: &str, value: &str) -> Result<(), Status> {
-        // Negotiating a key twice is a fault (RFC 7143 6.3).
-        if self.seen.iter().any(|seen| seen == key) {
-            return Err(login_status::INITIATOR_ERROR);
-        }
-        self.seen.push(key.to_owned());
-        match key {
-            "InitiatorName" if !value.is_empty() && value.len() <= 223 => {
-                self.initiator = Some(value.to_owned());
-                return Ok(());
-            }
-            "TargetName" if !value.is_empty() && value.len() <= 223 => {
-                self.target_name = Some(value.to_owned());
-                return Ok(());
-            }
-            "InitiatorName" | "TargetName" => return Err(login_status::INITIATOR_ERROR),
-            "SessionType" => {
-                self.discovery = match value {
-                    "Discovery" => true,
-                    "Normal" => false,
-                    _ => return Err(login_status::SESSION_TYPE),
-                };
-                return Ok(());
-            }
-            _ => {}
-        }
-        let answer = if self.stage == SECURITY && key == "AuthMethod" {
-            self.security_key(value)?
-        } else {
-            self.parameters.offer(key, value, &WISHES)
+    /// As much of the answer as one response takes; with the last of it the stage may change.
+    fn answer(&mut self, request: &LoginRequest) -> Result<Step, Refusal> {
+        let rest = self.reply.split_off(self.reply.len().min(LOGIN_SEGMENT_BYTES));
+        let text = std::mem::replace(&mut self.reply, rest);
+        let continues = !self.reply.is_empty();
+        let Some(identified) = &self.identified else {
+            return Err(login_status::MISSING_PARAMETER.into());
         };
-        match answer {
-            Answer::Silence => {}
-            Answer::Value(value) => text::push(&mut self.reply, key, &value),
-            Answer::Reject => text::push(&mut self.reply, key, "Reject"),
-            Answer::NotUnderstood => text::push(&mut self.reply, key, "NotUnderstood"),
+        let satisfied = identified.authentication.is_satisfied();
+        if satisfied {
+            if let Err(refusal) = &identified.found {
+                return Err(refusal.clone());
+            }
         }
-        if self.stage == OPERATIONAL && key == "MaxRecvDataSegmentLength" {
-            let ours = WISHES.max_recv_bytes.to_string();
-            text::push(&mut self.reply, key, &ours);
+        let transit = request.transit && !continues && satisfied;
+        if transit {
+            self.stage = request.next_stage;
+        }
+        Ok(Step { text, continues, transit })
+    }
+
+    fn take_text(&mut self, text: &[u8]) -> Result<(), Refusal> {
+        let mut keys = Keys::default();
+        let mut offers = Vec::new();
+        for pair in text::pairs(text) {
+            let (key, value) = pair.map_err(|_| login_status::INITIATOR_ERROR)?;
+            // Negotiating a key twice is a fault (RFC 7143 6.3).
+            if !self.seen.insert(key.to_owned()) || self.seen.len() > text::PAIRS_MAX {
+                return Err(login_status::INITIATOR_ERROR.into());
+            }
+            if self.stage == SECURITY && keys.take(key, value) {
+                continue;
+            }
+            if value.len() > VALUE_MAX_BYTES {
+                return Err(login_status::INITIATOR_ERROR.into());
+            }
+            if !self.name(key, value)? {
+                offers.push((key, value));
+            }
+        }
+        if self.identified.is_none() {
+            self.identified = Some(self.identify()?);
+        }
+        let Some(identified) = &mut self.identified else {
+            return Err(login_status::TARGET_ERROR.into());
+        };
+        let authentication = &mut identified.authentication;
+        if self.stage == SECURITY {
+            if !authentication.is_satisfied() || !keys.is_empty() {
+                authentication.step(&keys, &mut self.reply).map_err(Refusal::Unproved)?;
+            }
+        } else if !authentication.is_satisfied() {
+            return Err(Refusal::Unproved("it goes past the security stage"));
+        }
+        // FirstBurstLength depends on MaxBurstLength, wherever that stands.
+        offers.sort_by_key(|(key, _)| *key == "FirstBurstLength");
+        for (key, value) in offers {
+            let answer = match self.stage {
+                SECURITY => Parameters::offer_early(key, value, &WISHES),
+                _ => self.parameters.offer(key, value, &WISHES, self.session),
+            };
+            if let Some(value) = answer.text() {
+                text::push(&mut self.reply, key, value);
+            }
+        }
+        if self.stage == OPERATIONAL && !self.declared {
+            self.declared = true;
+            text::push(&mut self.reply, "MaxRecvDataSegmentLength", &WISHES.max_recv_bytes.to_string());
         }
         Ok(())
     }
 
-    /// AuthMethod (RFC 7143 12.1): the only one there is must be on offer.
-    fn security_key(&self, offered: &str) -> Result<Answer, Status> {
-        if offered.split(',').take(16).any(|method| method == "None") {
-            Ok(Answer::Value("None".to_owned()))
-        } else {
-            Err(login_status::AUTHENTICATION_FAILURE)
+    /// Takes a key that says who comes for what. False: it is another.
+    fn name(&mut self, key: &str, value: &str) -> Result<bool, Refusal> {
+        match key {
+            "InitiatorName" if text::is_iscsi_name(value) => self.initiator = Some(value.to_owned()),
+            "TargetName" if !value.is_empty() && value.len() <= 223 => {
+                self.target_name = Some(value.to_owned())
+            }
+            "InitiatorName" | "TargetName" => return Err(login_status::INITIATOR_ERROR.into()),
+            "SessionType" => {
+                self.session = match value {
+                    "Discovery" => SessionType::Discovery,
+                    "Normal" => SessionType::Normal,
+                    _ => return Err(login_status::SESSION_TYPE.into()),
+                };
+            }
+            _ => return Ok(false),
+        }
+        // They are said with the first request (RFC 7143 6.3).
+        match self.identified {
+            Some(_) => Err(login_status::INITIATOR_ERROR.into()),
+            None => Ok(true),
         }
     }
 
     /// Who comes for what: decided with the first request, as the names must be in it (RFC 7143 6.3).
-    fn identify(&mut self) -> Result<(), Status> {
-        self.declared = true;
+    fn identify(&mut self) -> Result<Identified, Refusal> {
         let Some(initiator) = &self.initiator else {
-            return Err(login_status::MISSING_PARAMETER);
+            return Err(login_status::MISSING_PARAMETER.into());
         };
-        if !self.discovery {
-            let Some(name) = &self.target_name else {
-                return Err(login_status::MISSING_PARAMETER);
-            };
-            let target = self.shared.catalogue.find(name);
-            let target = target.map_err(|_| login_status::NOT_FOUND)?;
-            let access = Arc::clone(&self.shared.access.lock());
-            if !access(initiator, name) {
-                return Err(login_status::AUTHORIZATION_FAILURE);
+        let discovery = self.session == SessionType::Discovery;
+        let demand = self.shared.credentials.read().demand(initiator, discovery);
+        let found = match (&self.target_name, discovery) {
+            (_, true) => Ok(None),
+            (None, false) => return Err(login_status::MISSING_PARAMETER.into()),
+            (Some(name), false) => {
+                // The portal group is told with the first response (RFC 7143 13.9).
+                text::push(&mut self.reply, "TargetPortalGroupTag", "1");
+                self.find(initiator, name).map(Some)
             }
-            self.target = Some(target);
-            // The portal group is told with the first response (RFC 7143 13.9).
-            text::push(&mut self.reply, "TargetPortalGroupTag", "1");
-        }
-        if self.first.tsih != 0 {
-            // Joining a session: there is one connection in each (MaxConnections=1).
-            return Err(if self.shared.registry.has_session(&self.session_key(self.first.tsih)) {
-                login_status::TOO_MANY_CONNECTIONS
-            } else {
-                login_status::NO_SESSION
-            });
-        }
-        Ok(())
+        };
+        let found = found.and_then(|target| self.join(target.as_deref()).map(|()| target));
+        Ok(Identified { authentication: Authentication::new(demand), found })
     }
 
-    fn session_key(&self, tsih: u16) -> SessionKey {
+    fn find(&self, initiator: &str, name: &str) -> Result<Arc<Target>, Refusal> {
+        let target = self.shared.catalogue.find(name).map_err(|_| login_status::NOT_FOUND);
+        let redirect = self.shared.redirect(name);
+        if target.is_err() && redirect.is_none() {
+            return Err(login_status::NOT_FOUND.into());
+        }
+        if !self.shared.shows(name, initiator) {
+            return Err(login_status::AUTHORIZATION_FAILURE.into());
+        }
+        match redirect {
+            Some(redirect) => Err(Refusal::Moved(redirect)),
+            None => Ok(target?),
+        }
+    }
+
+    /// A login with a TSIH is for a session that exists: its one connection may be reinstated (RFC 7143 6.3.4), another not added
+    /// (MaxConnections=1).
+    fn join(&self, target: Option<&Target>) -> Result<(), Refusal> {
+        if self.first.tsih == 0 {
+            return Ok(());
+        }
+        match self.shared.registry.find(&self.session_key(target, self.first.tsih)) {
+            None => Err(login_status::NO_SESSION.into()),
+            Some(cid) if cid == self.first.cid => Ok(()),
+            Some(_) => Err(login_status::TOO_MANY_CONNECTIONS.into()),
+        }
+    }
+
+    fn session_key(&self, target: Option<&Target>, tsih: u16) -> SessionKey {
         SessionKey {
             initiator: self.initiator.as_deref().unwrap_or_default().into(),
             isid: self.first.isid,
-            target: self.target.as_ref().map(|target| Arc::clone(&target.name)),
+            target: target.map(|target| Arc::clone(&target.name)),
             tsih,
+            cid: self.first.cid,
         }
     }
 
+    fn target(&self) -> Option<&Arc<Target>> {
+        self.identified.as_ref().and_then(|identified| identified.found.as_ref().ok()?.as_ref())
+    }
+
     /// Becomes the session of its name, ISID and target.
-    fn establish(&mut self, handle: &Handle) -> Result<SessionKey, Status> {
-        let key = self.session_key(self.shared.registry.next_tsih());
-        if !self.shared.registry.establish(handle, key.clone(), REINSTATEMENT) {
-            return Err(login_status::SERVICE_UNAVAILABLE);
-        }
-        Ok(key)
+    fn establish(&mut self, handle: &Handle) -> Result<SessionKey, Refusal> {
+        let key = self.session_key(self.target().map(Arc::as_ref), self.first.tsih);
+        let established = self.shared.registry.establish(handle, key, REINSTATEMENT);
+        established.ok_or(Refusal::Status(login_status::SERVICE_UNAVAILABLE))
     }
 
     fn finish(&mut self, key: SessionKey, mut answers: Answers) -> LoggedIn {
@@ -356,6 +478,6 @@ impl<'a> Login<'a> {
         answers.digests = Digests { header: parameters.header_digest, data: parameters.data_digest };
         answers.max_send_bytes = parameters.max_send_bytes as usize;
         answers.max_burst_bytes = parameters.max_burst_bytes as usize;
-        LoggedIn { parameters, target: self.target.take(), key, cid: self.first.cid, answers }
+        LoggedIn { parameters, target: self.target().cloned(), key, answers }
     }
 }

@@ -2,6 +2,7 @@
 
 use super::connection::Ended;
 use super::login::WISHES;
+use super::redirect::Redirect;
 use super::session::{Order, Session};
 use playhead_wire::iscsi::bhs::BHS_LEN;
 use playhead_wire::iscsi::request::{function, LogoutRequest, NopOut, TaskManagement, TextRequest};
@@ -247,7 +248,7 @@ impl Session {
                 "MaxRecvDataSegmentLength" => {
                     // The one parameter that may be declared anew (RFC 7143 13.12).
                     let mut parameters = self.parameters;
-                    parameters.offer(key, value, &WISHES);
+                    parameters.offer(key, value, &WISHES, self.session_type());
                     self.parameters.max_send_bytes = parameters.max_send_bytes;
                     self.answers.max_send_bytes = parameters.max_send_bytes as usize;
                     text::push(&mut answer, key, &WISHES.max_recv_bytes.to_string());
@@ -283,31 +284,29 @@ impl Session {
     ///
     /// In a normal session `All` names the session's own target: other targets are for discovery to tell.
     fn send_targets(&self, value: &str) -> Option<Vec<String>> {
-        let access = Arc::clone(&self.shared.access.lock());
         match (&self.target, value) {
             (Some(target), "" | "All") => Some(vec![target.name.to_string()]),
-            (None, "All") => {
-                let mut names = self.shared.catalogue.names();
-                names.retain(|name| access(&self.port.name, name));
-                Some(names)
-            }
+            (None, "All") => Some(self.shared.discoverable(&self.port.name)),
             (_, name) if text::is_iscsi_name(name) => {
                 let own = self.target.as_ref().map(|target| &*target.name);
-                let seen = own.is_none_or(|own| own == name)
-                    && self.shared.catalogue.find(name).is_ok()
-                    && access(&self.port.name, name);
+                let is_known = self.shared.catalogue.find(name).is_ok()
+                    || self.shared.redirect(name).is_some_and(|to| to.is_permanent());
+                let seen =
+                    own.is_none_or(|own| own == name) && is_known && self.shared.shows(name, &self.port.name);
                 Some(if seen { vec![name.to_owned()] } else { Vec::new() })
             }
             _ => None,
         }
     }
 
-    /// Names targets at the portal address the initiator came in by.
+    /// Names targets at the portal address the initiator came in by, or where they have moved.
     fn push_targets(&self, names: &[String], answer: &mut Vec<u8>) {
         let address = self.link.socket.local_addr().ok().map(plain);
         for name in names {
             text::push(answer, "TargetName", name);
-            if let Some(address) = address {
+            if let Some(redirect) = self.shared.redirect(name).filter(Redirect::is_permanent) {
+                text::push(answer, "TargetAddress", &format!("{},1", redirect.address()));
+            } else if let Some(address) = address {
                 text::push(answer, "TargetAddress", &format!("{address},1"));
             }
         }

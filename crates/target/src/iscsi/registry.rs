@@ -3,7 +3,7 @@
 use super::outbox::{Event, Outbox};
 use super::{SessionStatus, Stopped};
 use parking_lot::{Condvar, Mutex};
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashSet};
 use std::net::{Shutdown, SocketAddr, TcpStream};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, OnceLock};
@@ -19,7 +19,17 @@ pub(super) struct SessionKey {
     pub(super) isid: [u8; 6],
     /// `None` for discovery.
     pub(super) target: Option<Arc<str>>,
+    /// Zero for a session that is yet to be.
     pub(super) tsih: u16,
+    /// Its connection.
+    pub(super) cid: u16,
+}
+
+impl SessionKey {
+    /// Whether both are of one initiator port and one target.
+    fn is_nexus_of(&self, other: &SessionKey) -> bool {
+        self.initiator == other.initiator && self.isid == other.isid && self.target == other.target
+    }
 }
 
 /// One connection, as others see it.
@@ -81,38 +91,50 @@ impl Registry {
         self.ended.notify_all();
     }
 
-    /// A number for a new session, never zero.
-    pub(super) fn next_tsih(&self) -> u16 {
-        (self.next_tsih.fetch_add(1, Ordering::Relaxed) % 0xffff) as u16 + 1
-    }
-
-    /// Whether a session other than `except` has this key, TSIH included.
-    pub(super) fn has_session(&self, key: &SessionKey) -> bool {
+    /// The connection of the session that `key` names, TSIH included.
+    pub(super) fn find(&self, key: &SessionKey) -> Option<u16> {
         let handles = self.handles.lock();
-        handles.values().any(|h| h.key.get() == Some(key))
+        let mut keys = handles.values().filter_map(|handle| handle.key.get());
+        keys.find(|other| other.is_nexus_of(key) && other.tsih == key.tsih).map(|other| other.cid)
     }
 
-    /// Makes `handle` the session of `key`, after any older one of the same name, ISID and target has ended
-    /// (session reinstatement, RFC 7143 6.3.5). False: the older one did not end in time.
-    pub(super) fn establish(&self, handle: &Handle, key: SessionKey, patience: Duration) -> bool {
+    /// Makes `handle` the session of `key`, after any older one of the same name, ISID and target has ended: session reinstatement,
+    /// or with a TSIH connection reinstatement (RFC 7143 6.3.5, 6.3.4). The key comes back with its TSIH. `None`: the older one did
+    /// not end in time.
+    pub(super) fn establish(
+        &self,
+        handle: &Handle,
+        key: SessionKey,
+        patience: Duration,
+    ) -> Option<SessionKey> {
         let deadline = Instant::now() + patience;
         let mut handles = self.handles.lock();
         loop {
             let mut older = false;
-            for other in handles.values().filter(|other| other.id != handle.id) {
-                let same = other.key.get().is_some_and(|k| {
-                    k.initiator == key.initiator && k.isid == key.isid && k.target == key.target
-                });
-                if same && key.target.is_some() {
-                    other.outbox.push(Event::Close);
+            for other in handles.values().filter(|other| other.id != handle.id && key.target.is_some()) {
+                if other.key.get().is_some_and(|other| other.is_nexus_of(&key)) {
                     older = true;
+                    other.outbox.push(Event::Close);
                 }
             }
             if !older {
-                return handle.key.set(key).is_ok();
+                let tsih = if key.tsih == 0 { self.free_tsih(&handles) } else { key.tsih };
+                let key = SessionKey { tsih, ..key };
+                return handle.key.set(key.clone()).is_ok().then_some(key);
             }
             if self.ended.wait_until(&mut handles, deadline).timed_out() {
-                return false;
+                return None;
+            }
+        }
+    }
+
+    /// A number for a new session, never zero and not in use: there are fewer connections than numbers.
+    fn free_tsih(&self, handles: &BTreeMap<u64, Arc<Handle>>) -> u16 {
+        let used: HashSet<u16> = handles.values().filter_map(|handle| Some(handle.key.get()?.tsih)).collect();
+        loop {
+            let tsih = (self.next_tsih.fetch_add(1, Ordering::Relaxed) % 0xffff) as u16 + 1;
+            if !used.contains(&tsih) || used.len() >= 0xffff {
+                return tsih;
             }
         }
     }
@@ -128,6 +150,11 @@ impl Registry {
     /// Has the sessions of a target look at its units again.
     pub(super) fn wake_target(&self, iqn: &str) {
         self.tell(|| Event::UnitsChanged, |key| key.target.as_deref() == Some(iqn));
+    }
+
+    /// Has every session look at its target's units again.
+    pub(super) fn wake_all(&self) {
+        self.tell(|| Event::UnitsChanged, |_| true);
     }
 
     /// Ends the sessions of a target.

@@ -5,6 +5,7 @@ use super::buffers::Progress;
 use super::catalogue::Target;
 use super::commands::Batch;
 use super::connection::{Ended, Link, Ready};
+use super::jobs::set_up;
 use super::login::{LoggedIn, MAX_RECV_BYTES};
 use super::manage::Texts;
 use super::outbox::Event;
@@ -12,12 +13,13 @@ use super::reads::Stream;
 use super::registry::Handle;
 use super::transfers::Transfers;
 use super::Shared;
-use crate::scsi::{InitiatorPort, LogicalUnit, Nexus};
+use crate::scsi::{Attention, InitiatorPort, LogicalUnit, Nexus};
 use playhead_wire::iscsi::bhs::BHS_LEN;
-use playhead_wire::iscsi::negotiate::Parameters;
+use playhead_wire::iscsi::negotiate::{Parameters, SessionType};
 use playhead_wire::iscsi::response::{reject, Response};
 use playhead_wire::iscsi::{digest, lun_number, Frame, Request, SerialNumber, RESERVED_TAG};
 use std::collections::HashMap;
+use std::sync::atomic::Ordering;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -47,7 +49,8 @@ pub(super) struct Session {
     pub(super) cid: u16,
     pub(super) answers: Answers,
     pub(super) views: Vec<View>,
-    views_generation: u64,
+    /// Of the target and of the masking, when `views` was made.
+    views_generation: (u64, u64),
     pub(super) batch: Batch,
     pub(super) transfers: Transfers,
     /// Commands that end when a flush does, by the flush's number.
@@ -98,10 +101,10 @@ impl Session {
             parameters: logged_in.parameters,
             target: logged_in.target,
             port: InitiatorPort { name: key.initiator, isid: key.isid },
-            cid: logged_in.cid,
+            cid: key.cid,
             answers: logged_in.answers,
             views: Vec::new(),
-            views_generation: u64::MAX,
+            views_generation: (u64::MAX, u64::MAX),
             batch: Batch::default(),
             transfers: Transfers::default(),
             flushing: HashMap::new(),
@@ -120,6 +123,15 @@ impl Session {
         };
         session.refresh_views();
         session
+    }
+
+    /// What the session is for.
+    pub(super) fn session_type(&self) -> SessionType {
+        if self.target.is_some() {
+            SessionType::Normal
+        } else {
+            SessionType::Discovery
+        }
     }
 
     /// Runs until the connection ends, and says why.
@@ -291,28 +303,56 @@ impl Session {
         Ok(())
     }
 
-    /// Follows the target's list of units.
-    fn refresh_views(&mut self) {
+    /// Whether the target's units or the masking changed since `views` was made.
+    fn views_are_stale(&self, target: &Target) -> bool {
+        let now = (target.generation(), self.shared.masking_generation.load(Ordering::Acquire));
+        now != self.views_generation
+    }
+
+    /// Follows the target's list of units, and what the masking shows of it.
+    pub(super) fn refresh_views(&mut self) {
         let Some(target) = &self.target else {
             return;
         };
-        if target.generation() == self.views_generation {
+        if !self.views_are_stale(target) {
             return;
         }
+        // The generation is read before the table: if that changes in between, the next look finds these views stale.
+        let masking_generation = self.shared.masking_generation.load(Ordering::Acquire);
+        let masking = self.shared.masking();
         let (generation, units) = target.units();
-        // Held over the attaching, so that no change of policy slips in between.
-        let policy = self.shared.policy.lock();
-        self.views_generation = generation;
-        let mut old = std::mem::take(&mut self.views);
-        for (number, unit) in units {
-            let known = old.iter().position(|view| view.number == number && Arc::ptr_eq(&view.unit, &unit));
-            let view = match known {
-                Some(i) => old.swap_remove(i),
-                None => View { number, nexus: unit.attach(self.port.clone(), &policy), unit },
-            };
-            self.views.push(view);
+        self.views_generation = (generation, masking_generation);
+        let mut known: HashMap<*const LogicalUnit, View> =
+            self.views.drain(..).map(|view| (Arc::as_ptr(&view.unit), view)).collect();
+        let mut kept = Vec::new();
+        let mut changed = false;
+        {
+            // Held over the attaching, so that no change of policy slips in between.
+            let policy = self.shared.policy.read();
+            for (number, (seen, unit)) in masking.view(&target.name, units, &self.port.name) {
+                let nexus = match known.remove(&Arc::as_ptr(&unit)) {
+                    Some(view) => {
+                        changed |= view.number != number;
+                        view.nexus.set_read_only(seen.read_only);
+                        kept.push(Arc::clone(&view.nexus));
+                        view.nexus
+                    }
+                    None => {
+                        changed = true;
+                        let nexus = unit.attach(self.port.clone(), &policy);
+                        set_up(&nexus, seen);
+                        nexus
+                    }
+                };
+                self.views.push(View { number, unit, nexus });
+            }
         }
-        for gone in old {
+        changed |= !known.is_empty();
+        if changed {
+            // A new nexus has its power on to tell, which says as much.
+            kept.iter().for_each(|nexus| nexus.attend(Attention::ReportedLunsChanged));
+        }
+        for gone in known.into_values() {
             gone.unit.detach(&gone.nexus);
         }
     }
@@ -320,7 +360,7 @@ impl Session {
     /// Where in `views` the unit is that a command names.
     pub(super) fn view(&mut self, lun: [u8; 8]) -> Option<usize> {
         if let Some(target) = &self.target {
-            if target.generation() != self.views_generation {
+            if self.views_are_stale(target) {
                 // Writes of the old list go first.
                 self.submit_batch();
                 self.refresh_views();

@@ -163,11 +163,6 @@ impl LogicalUnit {
         self.device.attend(attention, chosen);
     }
 
-    /// Tells every initiator that the target's list of units changed.
-    pub fn luns_changed(&self) {
-        self.attend(Attention::ReportedLunsChanged, |nexus| nexus.target == self.target);
-    }
-
     /// Tells every initiator that the blocks may be others than before: production was rewound, or undone.
     pub fn contents_changed(&self) {
         self.attend(Attention::MediumMayHaveChanged, |_| true);

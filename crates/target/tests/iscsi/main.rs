@@ -3,11 +3,13 @@
 // Test helpers may panic: the lint's own exception covers only the test functions themselves.
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
 
+mod chap;
 mod clients;
 mod device;
 mod hostile;
 mod idle;
 mod lock;
+mod masking;
 mod peer;
 mod ramdisk;
 mod sanitize;

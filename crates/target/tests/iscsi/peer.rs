@@ -33,6 +33,8 @@ pub(crate) struct Peer {
     last_max: Option<SerialNumber>,
     /// The pairs of the login responses.
     pub(crate) answers: Vec<(String, String)>,
+    /// What commands are for.
+    pub(crate) lun: [u8; 8],
 }
 
 /// Keys of an ordinary normal session.
@@ -59,6 +61,7 @@ impl Peer {
             isid: [0x80, 0, 0, 1, 0, 1],
             last_max: None,
             answers: Vec::new(),
+            lun: [0; 8],
         }
     }
 
@@ -118,6 +121,31 @@ impl Peer {
             self.digests = Digests { header: on("HeaderDigest"), data: on("DataDigest") };
         }
         status
+    }
+
+    /// One request of a login and what it brings: the response and its pairs.
+    pub(crate) fn login_step(
+        &mut self,
+        stages: (u8, u8),
+        transit: bool,
+        keys: &[(&str, &str)],
+    ) -> (Response, Vec<(String, String)>) {
+        let mut data = Vec::new();
+        for (key, value) in keys {
+            text::push(&mut data, key, value);
+        }
+        self.send(&Request::Login(self.login_request(stages, transit)), &data);
+        let received = self.receive().expect("a login response");
+        let pair = |pair: Result<(&str, &str), _>| pair.map(|(k, v)| (k.to_owned(), v.to_owned())).unwrap();
+        (received.response, text::pairs(&received.data).map(pair).collect())
+    }
+
+    /// The status of a login response.
+    pub(crate) fn status(response: &Response) -> u16 {
+        match response {
+            Response::Login { status, .. } => *status,
+            other => panic!("not a login response: {other:?}"),
+        }
     }
 
     /// The bytes of a PDU.
@@ -206,7 +234,7 @@ impl Peer {
             read: expected_bytes > 0 && data.is_empty(),
             write: !data.is_empty(),
             attribute: 1,
-            lun: [0; 8],
+            lun: self.lun,
             itt: self.itt,
             expected_bytes,
             cmd_sn: self.cmd_sn - 1,

@@ -3,7 +3,7 @@
 use crate::peer::{cdb_10, keys, pattern, Peer};
 use crate::ramdisk::RamDisk;
 use crate::{serve, IQN};
-use playhead_target::iscsi::Limits;
+use playhead_target::iscsi::{Limits, Masking};
 use playhead_wire::iscsi::request::{function, DataOut, LogoutRequest, Request, TaskManagement, TextRequest};
 use playhead_wire::iscsi::response::{reject, Residual, Response};
 use playhead_wire::iscsi::{text, RESERVED_TAG};
@@ -319,7 +319,9 @@ fn unfinished_writes_beyond_the_budget_are_told_to_wait() {
 fn discovery_names_the_portal_it_was_asked_at_and_hides_what_is_not_for_the_initiator() {
     let (server, _disk) = serve(Limits::default());
     server.add_target("iqn.2026-01.org.playhead:secret").unwrap();
-    server.set_access(Arc::new(|_, target| target != "iqn.2026-01.org.playhead:secret"));
+    let secret = "iqn.2026-01.org.playhead:secret";
+    server.set_lun(secret, 0, Arc::new(RamDisk::new("secret", 2048))).unwrap();
+    server.set_masking(Masking::new([((secret.to_owned(), 0), Vec::new())]).unwrap());
     let second = server.listen("127.0.0.2:0".parse().unwrap()).unwrap();
     let name = ("InitiatorName", "iqn.2026-01.org.example:peer");
     for portal in [server.address(), second] {

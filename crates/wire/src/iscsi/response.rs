@@ -49,6 +49,10 @@ pub mod reject {
 pub mod login_status {
     /// Go on.
     pub const SUCCESS: u16 = 0x0000;
+    /// The target is elsewhere for now; TargetAddress says where.
+    pub const MOVED_TEMPORARILY: u16 = 0x0101;
+    /// The target is elsewhere for good; TargetAddress says where.
+    pub const MOVED_PERMANENTLY: u16 = 0x0102;
     /// Initiator error.
     pub const INITIATOR_ERROR: u16 = 0x0200;
     /// Authentication failure.
