@@ -4,11 +4,13 @@
 //! run now; plain reads and writes then go to the [`crate::lun::Lun`] straight from the session's buffers, everything else through
 //! [`LogicalUnit::execute`]. What is not implemented is refused with the standard's sense data, never answered with GOOD.
 
+mod alua;
 mod blocks;
 mod device;
 mod execute;
 mod job;
 mod limits;
+mod logs;
 mod nexus;
 mod policy;
 mod reach;

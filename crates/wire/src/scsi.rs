@@ -9,10 +9,12 @@ pub mod capacity;
 pub mod cdb;
 pub mod erase;
 pub mod inquiry;
+pub mod log;
 pub mod mode;
 pub mod opcodes;
 pub mod reservation;
 pub mod sense;
+pub mod target_ports;
 pub mod unmap;
 
 pub use cdb::Command;

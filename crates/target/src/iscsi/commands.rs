@@ -295,6 +295,7 @@ impl Session {
             }
         } else {
             self.handle.written_bytes.fetch_add(self.batch.bytes as u64, Ordering::Relaxed);
+            view.unit.count_written(&view.nexus, self.batch.bytes as u64);
         }
         drop(changes);
         drop(changing);
@@ -307,6 +308,7 @@ impl Session {
             match results.get(i) {
                 Some(Err(error)) => {
                     let sense = scsi::sense_of_write(error);
+                    view.unit.count_failure(&sense);
                     self.answers.check(&write.ending, &sense, descriptor_format);
                 }
                 _ if write.fua => to_flush.push(write.ending),
@@ -429,6 +431,7 @@ impl Session {
     ) {
         match refusal {
             Refusal::Check(sense) => {
+                unit.count_failure(&sense);
                 let ending = asked.ending(status::CHECK_CONDITION, moved_bytes);
                 let descriptor_format = unit.settings().descriptor_sense;
                 self.answers.check(&ending, &sense, descriptor_format);

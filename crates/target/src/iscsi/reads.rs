@@ -84,6 +84,7 @@ impl Session {
             });
             if let Err(error) = read {
                 let sense = scsi::sense_of_read(&error);
+                stream.view.unit.count_failure(&sense);
                 let mut ending = stream.asked.ending(status::CHECK_CONDITION, stream.offset as u64);
                 ending.exp_data_sn = stream.data_sn;
                 let descriptor_format = stream.view.unit.settings().descriptor_sense;
@@ -94,6 +95,7 @@ impl Session {
             stream.data_sn += 1;
         }
         self.handle.read_bytes.fetch_add(stream.total as u64, Ordering::Relaxed);
+        stream.view.unit.count_read(&stream.view.nexus, stream.total as u64);
         Ok(())
     }
 }

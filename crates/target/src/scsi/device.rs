@@ -1,5 +1,7 @@
 //! What a LUN is to SCSI whichever targets present it: its reservations, mode settings, resets, and who is there to be told of them.
 
+use super::alua;
+use super::logs::Counters;
 use super::nexus::{Attention, Nexus};
 use super::reservation::{Access, ItNexus, Outcome, Reservations, Rights, Store, Stored};
 use super::sanitize::Sanitizer;
@@ -48,6 +50,8 @@ pub struct Device {
     settings: AtomicU8,
     pub(super) stopped: AtomicBool,
     pub(super) sanitizer: Sanitizer,
+    pub(super) access: alua::Access,
+    pub(super) counters: Counters,
 }
 
 impl std::fmt::Debug for Device {
@@ -92,6 +96,8 @@ impl Device {
             settings: AtomicU8::new(pack(DEFAULTS)),
             stopped: AtomicBool::new(false),
             sanitizer: Sanitizer::default(),
+            access: alua::Access::default(),
+            counters: Counters::default(),
         }
     }
 

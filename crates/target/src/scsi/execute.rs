@@ -21,6 +21,11 @@ impl LogicalUnit {
         }
     }
 
+    /// What stands in the way of commands about blocks.
+    fn not_ready(&self) -> Option<Sense> {
+        self.device.stopped.load(Ordering::Relaxed).then_some(Sense::NEEDS_START)
+    }
+
     /// Runs an admitted command. `data_out` is what the initiator sent; data for it is appended to the empty `data_in`,
     /// already cut to the allocation length. `reach` finds the other units that a copy may name.
     ///
@@ -40,8 +45,9 @@ impl LogicalUnit {
             Command::TestUnitReady | Command::PreventAllow { .. } => {}
             Command::PreFetch { lba, count, immediate } => done = self.prefetch(lba, count, immediate)?,
             Command::RequestSense { descriptor, .. } => {
-                let sense =
-                    nexus.take_attention().or_else(|| self.device.sanitizer.bars()).unwrap_or(Sense::NONE);
+                let standing =
+                    || self.device.sanitizer.bars().or(self.device.access.sense()).or(self.not_ready());
+                let sense = nexus.take_attention().or_else(standing).unwrap_or(Sense::NONE);
                 sense.emit(descriptor, data_in);
             }
             Command::Inquiry { page, .. } => {
@@ -125,6 +131,15 @@ impl LogicalUnit {
             }
             Command::ReportSupportedTmfs { extended, .. } => {
                 report::task_management(extended, data_in);
+            }
+            Command::LogSense(request) => self.device.logs().emit(&request, data_in)?,
+            Command::LogSelect { reset, .. } => self.device.log_select(nexus, reset, data_out)?,
+            Command::ReportTargetPortGroups { extended, .. } => self.device.report_groups(extended, data_in),
+            Command::SetTargetPortGroups { list_bytes } => {
+                if data_out.len() < list_bytes as usize {
+                    return Err(Sense::PARAMETER_LIST_LENGTH.into());
+                }
+                self.device.set_groups(nexus, data_out)?;
             }
             Command::Reserve => {
                 self.device.change_in_memory(|r| r.reserve_legacy(&nexus.it_nexus()))?;

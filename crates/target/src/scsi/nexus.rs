@@ -44,9 +44,13 @@ pub enum Attention {
     MediumMayHaveChanged = 1 << 10,
     /// Space for writes gets short.
     SoftThreshold = 1 << 11,
+    /// The target port group is in another state.
+    AccessStateChanged = 1 << 12,
+    /// Log parameters changed.
+    LogParametersChanged = 1 << 13,
 }
 
-const IN_ORDER: [(Attention, Sense); 12] = [
+const IN_ORDER: [(Attention, Sense); 14] = [
     (Attention::PowerOn, Sense::POWER_ON),
     (Attention::Reset, Sense::BUS_DEVICE_RESET),
     (Attention::MediumMayHaveChanged, Sense::MEDIUM_MAY_HAVE_CHANGED),
@@ -54,6 +58,8 @@ const IN_ORDER: [(Attention, Sense); 12] = [
     (Attention::RegistrationsPreempted, Sense::REGISTRATIONS_PREEMPTED),
     (Attention::ReservationsPreempted, Sense::RESERVATIONS_PREEMPTED),
     (Attention::ReservationsReleased, Sense::RESERVATIONS_RELEASED),
+    (Attention::AccessStateChanged, Sense::ACCESS_STATE_CHANGED),
+    (Attention::LogParametersChanged, Sense::LOG_PARAMETERS_CHANGED),
     (Attention::ReportedLunsChanged, Sense::REPORTED_LUNS_CHANGED),
     (Attention::CapacityChanged, Sense::CAPACITY_CHANGED),
     (Attention::ModeParametersChanged, Sense::MODE_PARAMETERS_CHANGED),

@@ -109,8 +109,9 @@ pub fn report_luns(
         return Err(Sense::in_cdb(6, Some(7)).into());
     }
     match select {
-        0 | 2 => capacity::emit_luns(luns, data_in),
-        1 => capacity::emit_luns(std::iter::empty(), data_in),
+        // 11h is those that no administrative unit has under it: all. There are no administrative ones (10h).
+        0 | 2 | 0x11 => capacity::emit_luns(luns, data_in),
+        1 | 0x10 => capacity::emit_luns(std::iter::empty(), data_in),
         _ => return Err(Sense::in_cdb(2, Some(7)).into()),
     }
     data_in.truncate(allocation_bytes as usize);

@@ -197,6 +197,21 @@ impl LogicalUnit {
         (self.epoch(nexus) == epoch).then_some(changing)
     }
 
+    /// Counts bytes that were read, for LOG SENSE.
+    pub fn count_read(&self, nexus: &Nexus, bytes: u64) {
+        self.device.counters.read(nexus, bytes);
+    }
+
+    /// Counts bytes that were captured, for LOG SENSE.
+    pub fn count_written(&self, nexus: &Nexus, bytes: u64) {
+        self.device.counters.written(nexus, bytes);
+    }
+
+    /// Counts a failure of the medium, for LOG SENSE; other sense data is not of it.
+    pub fn count_failure(&self, sense: &Sense) {
+        self.device.counters.failed(sense);
+    }
+
     /// The mode page settings in force.
     pub fn settings(&self) -> Settings {
         self.device.settings()
@@ -219,8 +234,8 @@ impl LogicalUnit {
 
     /// Whether `command` may run now for `nexus`. Errors are its end.
     ///
-    /// Checks, in this order: unit attentions, policy, reservations, a SANITIZE under way, a stopped unit, block range and transfer
-    /// limit, write protection.
+    /// Checks, in this order: unit attentions, asymmetric access, policy, reservations, a SANITIZE under way, a stopped unit, block
+    /// range and transfer limit, write protection.
     pub fn admit(&self, nexus: &Nexus, command: &Command) -> Result<(), Refusal> {
         let block_count = self.lun.block_count();
         let known = &self.device.known_block_count;
@@ -232,6 +247,11 @@ impl LogicalUnit {
         }
         if nexus.has_attention() && !ignores_attention(command) {
             if let Some(sense) = nexus.take_attention() {
+                return Err(sense.into());
+            }
+        }
+        if !self.device.access.is_active() {
+            if let Some(sense) = self.device.access.refusal(command) {
                 return Err(sense.into());
             }
         }

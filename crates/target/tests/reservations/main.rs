@@ -5,12 +5,15 @@
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
 
 mod abort;
+mod access;
 mod model;
 mod power;
 #[path = "../iscsi/ramdisk.rs"]
 #[allow(dead_code)]
 mod ramdisk;
+mod register;
 mod stage;
+mod table;
 
 #[path = "../../../journal/tests/medium/mod.rs"]
 mod medium;

@@ -116,9 +116,9 @@ fn assert_closed(stage: &Stage) {
 fn a_file_with_any_bit_wrong_or_cut_anywhere_closes_the_lun() {
     let (medium, file) = with_a_reservation();
     let whole = medium.bytes_of(&file).unwrap();
-    for at in 0..whole.len() {
+    for (at, byte) in whole.iter().enumerate() {
         let damaged = medium.copy();
-        damaged.poke(&file, at as u64, &[whole[at] ^ 1 << (at % 8)]);
+        damaged.poke(&file, at as u64, &[byte ^ 1 << (at % 8)]);
         assert_closed(&Stage::power_on(&damaged).unwrap());
     }
     for len in 0..whole.len() {

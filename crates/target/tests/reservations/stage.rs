@@ -4,7 +4,7 @@ use super::medium::SimFiles;
 use super::ramdisk::RamDisk;
 use playhead_target::lun::Lun;
 use playhead_target::scsi::{
-    Devices, Done, InitiatorPort, LogicalUnit, Nexus, Nowhere, Policy, Refusal, TargetPort,
+    Cancel, Devices, Done, InitiatorPort, LogicalUnit, Nexus, Nowhere, Policy, Refusal, TargetPort,
 };
 use playhead_wire::scsi::Command;
 use std::path::Path;
@@ -116,7 +116,10 @@ impl Stage {
         let mut data_in = Vec::new();
         if !matches!(command, Command::Read(_) | Command::Write(_)) {
             match unit.execute(nexus, &command, data_out, &mut data_in, &Nowhere).map_err(fail)? {
-                Done::Job(job) => panic!("no job is expected: {job:?}"),
+                Done::Job(job) => {
+                    let cancel = Cancel::new(Arc::clone(unit), Arc::clone(nexus));
+                    data_in = job.run(&cancel).map_err(fail)?;
+                }
                 Done::Good | Done::AfterFlush | Done::GoodAndFlush | Done::Beside(_) => {}
             }
         }

@@ -1,6 +1,7 @@
 //! Command descriptor blocks, read into what they ask for (SPC-4 4.2 and 6, SBC-3 5).
 
 use super::erase::{Format, Sanitize};
+use super::log::LogSense;
 use super::sense::Sense;
 use super::{be16, be32, be64};
 
@@ -75,6 +76,12 @@ pub enum Command {
         list_bytes: u32,
     },
     ModeSense(ModeSense),
+    LogSelect {
+        /// PCR: counters start anew.
+        reset: bool,
+        list_bytes: u32,
+    },
+    LogSense(LogSense),
     Reserve,
     Release,
     StartStopUnit {
@@ -154,6 +161,14 @@ pub enum Command {
         extended: bool,
         allocation_bytes: u32,
     },
+    ReportTargetPortGroups {
+        /// With the extended header.
+        extended: bool,
+        allocation_bytes: u32,
+    },
+    SetTargetPortGroups {
+        list_bytes: u32,
+    },
     PersistentReserveIn {
         service_action: u8,
         allocation_bytes: u32,
@@ -225,6 +240,31 @@ impl Command {
                 subpage: cdb[3],
                 allocation_bytes: if cdb[0] == 0x5a { u32::from(be16(cdb, 7)) } else { u32::from(cdb[4]) },
             }),
+            0x4c => {
+                if cdb[1] & 1 != 0 {
+                    return Err(long(1, 0)); // SP: nothing is saved
+                }
+                let (reset, list_bytes) = (cdb[1] & 2 != 0, u32::from(be16(cdb, 7)));
+                if reset && list_bytes != 0 {
+                    return Err(long(1, 1));
+                }
+                if list_bytes == 0 && (cdb[2] & 0x3f != 0 || cdb[3] != 0) {
+                    return Err(long(2, 5)); // all pages, or none
+                }
+                Command::LogSelect { reset, list_bytes }
+            }
+            0x4d => {
+                if cdb[1] & 3 != 0 {
+                    return Err(long(1, 1)); // SP: nothing is saved; PPC: obsolete
+                }
+                Command::LogSense(LogSense {
+                    control: cdb[2] >> 6,
+                    page: cdb[2] & 0x3f,
+                    subpage: cdb[3],
+                    pointer: be16(cdb, 5),
+                    allocation_bytes: u32::from(be16(cdb, 7)),
+                })
+            }
             0x16 | 0x17 => {
                 if cdb[1] & 0x11 != 0 {
                     return Err(long(1, 4)); // third party, extents: obsolete
@@ -361,6 +401,13 @@ impl Command {
             },
             0xa0 => Command::ReportLuns { select: cdb[2], allocation_bytes: be32(cdb, 6) },
             0xa3 => match cdb[1] & 0x1f {
+                0x0a => match cdb[1] >> 5 {
+                    format @ (0 | 1) => Command::ReportTargetPortGroups {
+                        extended: format == 1,
+                        allocation_bytes: be32(cdb, 6),
+                    },
+                    _ => return Err(long(1, 7)),
+                },
                 0x0c => Command::ReportSupportedOpcodes {
                     timeouts: cdb[2] & 0x80 != 0,
                     options: cdb[2] & 7,
@@ -372,6 +419,10 @@ impl Command {
                     extended: cdb[2] & 0x80 != 0,
                     allocation_bytes: be32(cdb, 6),
                 },
+                _ => return Err(long(1, 4)),
+            },
+            0xa4 => match cdb[1] & 0x1f {
+                0x0a => Command::SetTargetPortGroups { list_bytes: be32(cdb, 6) },
                 _ => return Err(long(1, 4)),
             },
             0x5e => Command::PersistentReserveIn {
@@ -416,6 +467,8 @@ impl Command {
             Command::ModeSelect { list_bytes, .. }
             | Command::Unmap { list_bytes }
             | Command::FormatUnit(Format { list_bytes })
+            | Command::LogSelect { list_bytes, .. }
+            | Command::SetTargetPortGroups { list_bytes }
             | Command::PersistentReserveOut { list_bytes, .. } => Some(list_bytes),
             Command::Sanitize(request) => Some(request.list_bytes()),
             _ => None,
@@ -434,6 +487,8 @@ impl Command {
             | Command::ReportLuns { allocation_bytes, .. }
             | Command::ReportSupportedOpcodes { allocation_bytes, .. }
             | Command::ReportSupportedTmfs { allocation_bytes, .. }
+            | Command::ReportTargetPortGroups { allocation_bytes, .. }
+            | Command::LogSense(LogSense { allocation_bytes, .. })
             | Command::PersistentReserveIn { allocation_bytes, .. } => Some(allocation_bytes),
             _ => None,
         }

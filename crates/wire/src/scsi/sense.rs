@@ -92,6 +92,10 @@ senses! {
     SANITIZE_FAILED = MediumError, 0x3103;
     /// Stopped by START STOP UNIT.
     NEEDS_START = NotReady, 0x0402;
+    /// The target port group is in standby.
+    PORT_IN_STANDBY = NotReady, 0x040b;
+    /// The target port group is unavailable.
+    PORT_UNAVAILABLE = NotReady, 0x040c;
     /// A read failed.
     UNRECOVERED_READ = MediumError, 0x1100;
     /// A write failed.
@@ -132,6 +136,10 @@ senses! {
     RESERVATIONS_RELEASED = UnitAttention, 0x2a04;
     /// A registration was preempted.
     REGISTRATIONS_PREEMPTED = UnitAttention, 0x2a05;
+    /// The target port group is in another state.
+    ACCESS_STATE_CHANGED = UnitAttention, 0x2a06;
+    /// Log parameters were changed by someone else.
+    LOG_PARAMETERS_CHANGED = UnitAttention, 0x2a02;
     /// The capacity is another one.
     CAPACITY_CHANGED = UnitAttention, 0x2a09;
     /// Tasks were cleared by another initiator.

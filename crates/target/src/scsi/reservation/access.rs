@@ -22,6 +22,8 @@ impl Access {
             Command::Inquiry { .. }
             | Command::ReportLuns { .. }
             | Command::RequestSense { .. }
+            | Command::LogSense(_)
+            | Command::ReportTargetPortGroups { .. }
             // RELEASE does nothing for those who hold nothing, and finds its other conflicts itself.
             | Command::PreventAllow { prevent: false }
             | Command::Release => Access::Always,
@@ -52,6 +54,8 @@ impl Access {
             | Command::CompareAndWrite(_)
             | Command::SynchronizeCache { .. }
             | Command::ModeSelect { .. }
+            | Command::LogSelect { .. }
+            | Command::SetTargetPortGroups { .. }
             | Command::StartStopUnit { start: false, .. }
             | Command::PreventAllow { prevent: true } => Access::Write,
         }
