@@ -18,9 +18,9 @@ use crate::{
     Error, Lsn, Result,
 };
 
-/// Records of a segment that are sorted together.
-const PART_RECORDS: usize = 4096;
-/// Parts kept: 32 MiB of them.
+/// Records of a segment that are sorted together, at most and at least. In between, a part is 4,096 of a segment of 64 MiB.
+const PART_RECORDS: (usize, usize) = (16, 4096);
+/// Parts kept: 32 MiB of the largest.
 const KEPT_PARTS: usize = 256;
 
 #[derive(Clone, Copy)]
@@ -200,11 +200,12 @@ impl Inner {
         pieces: &mut Pieces,
     ) -> Result<()> {
         let mut found: Vec<Mapped> = Vec::new();
+        let size = self.part_records();
         let count = {
             let state = self.state.read();
             if state.active_number() == Some(number) {
                 let count = state.active.partition_point(|e| e.lsn < span.end);
-                let whole = count / PART_RECORDS * PART_RECORDS;
+                let whole = count / size * size;
                 let tail = state.active.get(whole..count).unwrap_or_default().iter().rev();
                 let touching = tail.filter(|e| {
                     e.volume == volume
@@ -225,7 +226,7 @@ impl Inner {
             }
         };
         fill(gaps, &found, folded, pieces);
-        for part in (0..count.div_ceil(PART_RECORDS)).rev() {
+        for part in (0..count.div_ceil(size)).rev() {
             if gaps.is_empty() {
                 break;
             }
@@ -242,7 +243,8 @@ impl Inner {
         if let Some(rows) = self.rows.lock().get((number, part)) {
             return Ok(rows);
         }
-        let (from, to) = (part * PART_RECORDS, (part + 1) * PART_RECORDS);
+        let size = self.part_records();
+        let (from, to) = (part * size, (part + 1) * size);
         let cut = |entries: &[Entry]| entries.get(from..to.min(entries.len())).unwrap_or_default().to_vec();
         let (entries, index) = {
             let state = self.state.read();
@@ -262,6 +264,10 @@ impl Inner {
         let rows = Arc::new(Rows::of(&entries));
         self.rows.lock().put((number, part), Arc::clone(&rows));
         Ok(rows)
+    }
+
+    fn part_records(&self) -> usize {
+        (self.segment_bytes as usize >> 14).clamp(PART_RECORDS.0, PART_RECORDS.1)
     }
 
     fn left_window(&self, number: SegmentNumber) -> Error {

@@ -471,5 +471,54 @@ mod tests {
             }).sum();
             prop_assert_eq!(capacity, real);
         }
+
+        /// Extents over whole pages, cut again by small ones: at every boundary and beside it, the newest that covers it.
+        #[test]
+        fn vast_extents_are_cut_by_small_ones(
+            ops in prop::collection::vec((0..9_u64, -2..3_i64, 0..9_u64, -2..3_i64, any::<u8>()), 1..20),
+            edge in 0..20_u64,
+        ) {
+            let page = (PAGE_CHUNKS as u64) << 13;
+            let blocks = 4 * page + 77;
+            let mut map = ExtentMap::new(blocks);
+            let mut made: Vec<Mapped> = Vec::new();
+            let place = |half: u64, off: i64| (half * page / 2).saturating_add_signed(off).min(blocks);
+            for (i, (a, da, b, db, k)) in ops.into_iter().enumerate() {
+                let (x, y) = (place(a, da), place(b, db));
+                let (lba, end) = (x.min(y), x.max(y));
+                // Data of more than a record's length does not happen; of a page's least of all.
+                let kind = [Kind::Data, Kind::Pattern, Kind::Zero, Kind::Unmapped, Kind::Copy][usize::from(k % 5)];
+                let kind = if end - lba > page && kind == Kind::Data { Kind::Zero } else { kind };
+                if lba < end {
+                    let m = Mapped { lba, count: end - lba, loc: Loc::new(kind, i as u64 * 10_000_000_000) };
+                    map.insert(m);
+                    made.push(m);
+                }
+            }
+            let edge = edge * 10_000_000_000;
+            let mut at = Some(0);
+            while let Some(p) = at {
+                at = map.forget_before(edge, p);
+            }
+            for half in 0..9 {
+                for off in -3..4 {
+                    let at = place(half, off);
+                    if at >= blocks {
+                        continue;
+                    }
+                    let newest = made.iter().rev().find(|m| (m.lba..m.lba + m.count).contains(&at));
+                    let want = newest.map(|m| m.loc.advanced(at - m.lba)).filter(|l| l.lsn() >= edge);
+                    let mut got = None;
+                    map.lookup(at, 1, &mut |m| got = Some(m.loc));
+                    prop_assert_eq!(got, want, "block {}", at);
+                }
+            }
+            let mut last = 0;
+            map.lookup(0, blocks, &mut |m| {
+                assert!(m.lba >= last && m.count > 0);
+                last = m.lba + m.count;
+            });
+            prop_assert!(last <= blocks);
+        }
     }
 }

@@ -22,6 +22,8 @@ use crate::{
 
 /// Bytes of data in one batch, and at most half a segment.
 const BATCH_BYTES: u64 = 4 << 20;
+/// Blocks referred to in one batch at least, however often hosts have come in between.
+const MIN_REACH_BLOCKS: u64 = 64;
 /// Blocks that are compared between two states at once.
 const COMPARE_BLOCKS: u64 = 1 << 21;
 
@@ -91,7 +93,7 @@ impl Volume {
             if batch.references.iter().any(|r| touched.iter().any(|t| r.reads(*t))) {
                 drop(log);
                 split(&mut parts, &touched);
-                reach = (reach.min(piece.count) / 8).max(STEP_BLOCKS);
+                reach = (reach.min(piece.count) / 8).max(MIN_REACH_BLOCKS);
                 continue;
             }
             if !drafts.is_empty() {

@@ -4,11 +4,20 @@
 mod medium;
 mod model;
 
-use std::path::Path;
+use std::{
+    path::Path,
+    sync::{
+        atomic::{AtomicBool, Ordering},
+        Arc,
+    },
+};
 
-use medium::SimFiles;
+use medium::{random::Random, SimFiles};
 use model::block::BLOCK_BYTES;
-use playhead_journal::{files::Files, Change, CopyPiece, Error, Extent, Group, NewBase, Options, Volume};
+use playhead_journal::{
+    files::{DiskFiles, Files},
+    Change, CopyPiece, Error, Extent, Group, NewBase, Options, Policy, Volume,
+};
 
 const DIR: &str = "/store/g";
 const OPTIONS: Options = Options { segment_bytes: 64 << 10, background: false };
@@ -264,6 +273,66 @@ fn a_moment_is_read_and_copied_from_until_the_window_has_passed_it() {
     again.read(0, &mut buf).unwrap();
     group.close().unwrap();
     assert!(matches!(again.read(0, &mut buf), Err(Error::Gone(_))));
+}
+
+/// What hosts change while a copy is compared and captured must not get into it.
+#[test]
+fn a_copy_of_a_moment_is_exact_while_hosts_write() {
+    const BLOCKS: u64 = 3000;
+    let dir = tempfile::tempdir().unwrap();
+    let options = Options { segment_bytes: 256 << 10, background: true };
+    let group = Group::create(Arc::new(DiskFiles), &dir.path().join("g"), "g", &options).unwrap();
+    group.set_policy(Policy { limit_bytes: Some(8 << 20), ..Policy::default() });
+    let (a, b) = (add(&group, "a", BLOCKS), add(&group, "b", BLOCKS));
+    let stop = AtomicBool::new(false);
+    std::thread::scope(|scope| {
+        for me in 0..2_u64 {
+            let (a, stop) = (&a, &stop);
+            scope.spawn(move || {
+                let mut random = Random::new(me + 1);
+                while !stop.load(Ordering::Relaxed) {
+                    if random.once_in(20) {
+                        std::thread::sleep(std::time::Duration::from_micros(500));
+                    }
+                    let count = random.between(1, 4);
+                    let lba = random.below(BLOCKS - count);
+                    match random.below(20) {
+                        0 => {
+                            a.submit(&[Change::Unmap { lba, count }]).unwrap();
+                        }
+                        _ => write(a, lba, random.below(255) as u8 + 1, count),
+                    }
+                }
+            });
+        }
+        let mut random = Random::new(7);
+        let (mut exact, mut gone, mut moved, mut referenced) = (0, 0, 0, 0);
+        for _ in 0..40 {
+            let moment = a.freeze().unwrap();
+            let mut was = vec![0; BLOCKS as usize * BLOCK_BYTES];
+            let outcome = moment.read(0, &mut was).and_then(|()| {
+                std::thread::sleep(std::time::Duration::from_micros(random.below(3000)));
+                b.copy_moment(&moment, &[piece(0, 0, BLOCKS)])
+            });
+            match outcome {
+                Ok(copied) => {
+                    let mut is = vec![0; was.len()];
+                    b.read(0, &mut is).unwrap();
+                    let wrong = is.chunks(BLOCK_BYTES).zip(was.chunks(BLOCK_BYTES)).filter(|(x, y)| x != y);
+                    assert_eq!(wrong.count(), 0, "{copied:?} as of {}", moment.lsn());
+                    exact += 1;
+                    moved += copied.moved_blocks;
+                    referenced += copied.referenced_blocks;
+                }
+                Err(Error::Gone(_)) => gone += 1,
+                Err(e) => panic!("{e}"),
+            }
+        }
+        stop.store(true, Ordering::Relaxed);
+        eprintln!("{exact} copies, {gone} moments gone, {moved} blocks moved, {referenced} referenced");
+        assert!(exact > 0 && referenced > 0);
+    });
+    group.close().unwrap();
 }
 
 #[test]

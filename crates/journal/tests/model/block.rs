@@ -9,6 +9,8 @@ pub(crate) const BLOCK_BYTES: usize = 512;
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Token {
     Zero,
+    /// All bits set.
+    Ones,
     /// Block `index` of write `tag` (never 0). A block written repeatedly by WRITE SAME has one index everywhere.
     Data {
         tag: u64,
@@ -27,6 +29,7 @@ impl Token {
     pub(crate) fn fill(self, block: &mut [u8]) {
         match self {
             Token::Zero => block.fill(0),
+            Token::Ones => block.fill(0xFF),
             Token::Data { tag, index } => {
                 let seed = mix(tag ^ mix(index));
                 for (i, word) in block.chunks_exact_mut(8).enumerate() {
@@ -45,6 +48,9 @@ impl Token {
     pub(crate) fn describe(block: &[u8]) -> String {
         if block.iter().all(|&b| b == 0) {
             return "zeros".into();
+        }
+        if block.iter().all(|&b| b == 0xFF) {
+            return "ones".into();
         }
         let word = |i: usize| u64::from_le_bytes(block[i * 8..i * 8 + 8].try_into().unwrap_or_default());
         let token = Token::Data { tag: word(0), index: word(1) };

@@ -11,6 +11,8 @@ use super::block::{Token, BLOCK_BYTES};
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Run {
     Zero,
+    /// All bits set.
+    Ones,
     /// Blocks `first..` of write `tag`.
     Data {
         tag: u64,
@@ -33,6 +35,7 @@ impl Run {
     fn token(self, at: u64) -> Token {
         match self {
             Run::Zero => Token::Zero,
+            Run::Ones => Token::Ones,
             Run::Data { tag, first } => Token::Data { tag, index: first + at },
             Run::Same { tag } => Token::Data { tag, index: u64::MAX },
         }

@@ -8,7 +8,7 @@ use std::{
     sync::Arc,
 };
 
-use playhead_journal::{BookmarkKind, CopyPiece, Error, Group, Lsn, NewBase, Options, Volume};
+use playhead_journal::{BookmarkKind, CopyPiece, Error, Group, Lsn, Moment, NewBase, Options, Volume};
 
 use crate::{
     medium::{random::Random, SimFiles},
@@ -39,10 +39,22 @@ pub(crate) enum Step {
     /// To production (`None`) or a writable image.
     Submit(Option<&'static str>, &'static str, Vec<Act>),
     Compare(&'static str, Act),
+    /// Within production: from where, and pieces of source block, destination block, blocks; a record each.
     Copy {
-        from: (&'static str, u64),
+        from: &'static str,
+        to: &'static str,
+        pieces: Vec<(u64, u64, u64)>,
+    },
+    /// Ones in some blocks.
+    Or(&'static str, u64, u64),
+    /// Keeps what a volume of production holds.
+    Freeze(&'static str),
+    /// From what was kept: source block, destination, blocks, and which of them (from, blocks) the source has not any more.
+    CopyFrozen {
         to: (&'static str, u64),
+        from: u64,
         count: u64,
+        changed: (u64, u64),
     },
     Flush,
     Bookmark(&'static str),
@@ -96,11 +108,17 @@ pub(crate) fn script(variant: u64) -> Vec<Step> {
     steps.push(Step::OpenImage("try", bookmark, true));
     writes(&mut steps, Some("try"), 3);
     writes(&mut steps, None, 3);
-    steps.push(Step::Copy { from: ("raw", 10), to: ("thin", 1 << 32), count: 30 });
-    steps.push(Step::Copy { from: ("thin", 1 << 32), to: ("raw", 100), count: 40 });
+    steps.push(Step::Copy { from: "raw", to: "thin", pieces: vec![(10, 1 << 32, 30)] });
+    steps.push(Step::Copy { from: "thin", to: "raw", pieces: vec![(1 << 32, 100, 40), (0, 90, 15)] });
+    steps.push(Step::Copy { from: "raw", to: "raw", pieces: vec![(100, 120, 35)] });
+    steps.push(Step::Or("raw", 118, 4));
     writes(&mut steps, Some("try"), 1);
     steps.push(Step::Compare("raw", Act::Write { lba: 5, count: 2, tag: 0xCA }));
+    steps.push(Step::Submit(None, "raw", vec![Act::Write { lba: 20, count: 30, tag: 0xF1 }]));
+    steps.push(Step::Freeze("raw"));
     steps.push(Step::Flush);
+    steps.push(Step::Submit(None, "raw", vec![Act::Write { lba: 30, count: 8, tag: 0xF0 }]));
+    steps.push(Step::CopyFrozen { to: ("thin", (1 << 32) + 10), from: 20, count: 30, changed: (10, 8) });
     steps.push(Step::Tend);
     writes(&mut steps, None, 4);
     steps.push(Step::KillAndOpen);
@@ -149,6 +167,7 @@ pub(crate) struct Told {
     pub(crate) medium: SimFiles,
     pub(crate) group: Option<Group>,
     now: State,
+    frozen: Option<(Moment, Rope)>,
     branches: BTreeMap<String, State>,
     /// Production by head.
     pub(crate) production: BTreeMap<Lsn, Arc<State>>,
@@ -182,6 +201,7 @@ impl Told {
             medium,
             group: None,
             now: State::new(),
+            frozen: None,
             branches: BTreeMap::new(),
             production: BTreeMap::new(),
             branch_states: BTreeMap::new(),
@@ -249,13 +269,46 @@ impl Told {
                 let rope = act.apply(&self.now[*name]);
                 self.now.insert((*name).into(), rope);
             }
-            Step::Copy { from, to, count } => {
+            Step::Copy { from, to, pieces } => {
                 let group = self.group();
-                let piece = CopyPiece { source_lba: from.1, lba: to.1, count: *count };
-                group.volume(to.0)?.copy(&group.volume(from.0)?, &[piece])?;
-                let piece = self.now[from.0].slice(from.1, *count);
-                let rope = self.now[to.0].with(to.1, piece);
-                self.now.insert(to.0.into(), rope);
+                let before = group.head().lsn;
+                let asked: Vec<CopyPiece> = pieces.iter().map(|p| piece(p.0, p.1, p.2)).collect();
+                group.volume(to)?.copy(&group.volume(from)?, &asked)?;
+                // Onto itself it is several records: it moves up, so the far ones come first, each as long as the shift.
+                let shift = |p: &CopyPiece| if from == to { p.lba - p.source_lba } else { p.count };
+                let records = asked.iter().flat_map(|p| {
+                    let (p, shift) = (*p, shift(p));
+                    (0..p.count.div_ceil(shift)).map(move |i| {
+                        let end = p.count - i * shift;
+                        let start = end.saturating_sub(shift);
+                        (piece(p.source_lba + start, p.lba + start, end - start), 80)
+                    })
+                });
+                let records: Vec<(CopyPiece, u64)> = records.collect();
+                self.records(before, &records, to, |now, p| now[*from].slice(p.source_lba, p.count));
+            }
+            Step::Or(name, lba, count) => {
+                self.group().volume(name)?.or_write(*lba, &vec![0xFF; *count as usize * BLOCK_BYTES])?;
+                let rope = self.now[*name].with(*lba, Rope::of(Run::Ones, *count));
+                self.now.insert((*name).into(), rope);
+            }
+            Step::Freeze(name) => {
+                let moment = self.group().volume(name)?.freeze()?;
+                self.frozen = Some((moment, self.now[*name].clone()));
+            }
+            Step::CopyFrozen { to, from, count, changed } => {
+                let group = self.group();
+                let before = group.head().lsn;
+                let (moment, rope) = self.frozen.clone().expect("frozen");
+                group.volume(to.0)?.copy_moment(&moment, &[piece(*from, to.1, *count)])?;
+                // What the source has not any more comes first, as data; then references to the rest.
+                let part = |at: u64, n: u64| piece(from + at, to.1 + at, n);
+                let (at, n) = *changed;
+                let data = (part(at, n), 64 + n * BLOCK_BYTES as u64);
+                let rest = [(part(0, at), 80), (part(at + n, count - at - n), 80)];
+                self.records(before, &[data, rest[0], rest[1]], to.0, |_, p| {
+                    rope.slice(p.source_lba, p.count)
+                });
             }
             Step::Flush => {
                 let head = self.group().head().lsn;
@@ -299,12 +352,14 @@ impl Told {
             Step::Tend => self.group().tend()?,
             Step::Settle => self.group().settle(&mut |_, _| true)?,
             Step::CloseAndOpen => {
+                self.frozen = None;
                 self.group().close()?;
                 self.group = None;
                 let files = self.medium.files();
                 self.group = Some(Group::open(files, Path::new(DIR), &OPTIONS)?);
             }
             Step::KillAndOpen => {
+                self.frozen = None;
                 self.group = None;
                 self.medium = self.medium.kill(0);
                 let files = self.medium.files();
@@ -312,6 +367,32 @@ impl Told {
             }
         }
         Ok(())
+    }
+
+    /// Notes what each record of a copy has made: pieces, and bytes of their records.
+    fn records(
+        &mut self,
+        before: Lsn,
+        records: &[(CopyPiece, u64)],
+        to: &str,
+        read: impl Fn(&State, &CopyPiece) -> Rope,
+    ) {
+        let sizes: Vec<u64> = records.iter().map(|r| r.1).collect();
+        let ends = ends_of_records(before, &sizes);
+        assert_eq!(
+            ends.last(),
+            Some(&self.group().head().lsn),
+            "records lie where the format says: {records:?}"
+        );
+        for ((p, _), end) in records.iter().zip(ends) {
+            let rope = self.now[to].with(p.lba, read(&self.now, p));
+            self.now.insert(to.into(), rope);
+            self.production.insert(end, Arc::new(self.now.clone()));
+            for (name, state) in &self.branches {
+                let states = self.branch_states.entry(name.clone()).or_default();
+                states.insert(end, Arc::new(state.clone()));
+            }
+        }
     }
 
     fn submit(&mut self, image: Option<&'static str>, name: &str, acts: &[Act]) -> Result<(), Error> {
@@ -349,12 +430,22 @@ impl Told {
     }
 }
 
-/// Where each record of a batch ends: 64 bytes of header, the payload, up to 8 bytes; none crosses the end of a segment.
+fn piece(source_lba: u64, lba: u64, count: u64) -> CopyPiece {
+    CopyPiece { source_lba, lba, count }
+}
+
 fn ends_of(head: Lsn, acts: &[Act]) -> Vec<Lsn> {
+    let sizes: Vec<u64> = acts.iter().map(|act| 64 + act.payload().len() as u64).collect();
+    ends_of_records(head, &sizes)
+}
+
+/// Where each record of a batch ends: 64 bytes of header, the payload, up to 8 bytes; none crosses the end of a segment.
+fn ends_of_records(head: Lsn, sizes: &[u64]) -> Vec<Lsn> {
     let mut at = head;
-    acts.iter()
-        .map(|act| {
-            let bytes = (64 + act.payload().len() as u64).next_multiple_of(8);
+    sizes
+        .iter()
+        .map(|size| {
+            let bytes = size.next_multiple_of(8);
             if at % OPTIONS.segment_bytes + bytes > OPTIONS.segment_bytes {
                 at = (at / OPTIONS.segment_bytes + 1) * OPTIONS.segment_bytes + SEGMENT_HEADER_BYTES;
             }

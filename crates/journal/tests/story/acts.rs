@@ -1,13 +1,11 @@
 //! What happens in a story.
 
-use playhead_journal::CopyPiece;
-
 use super::*;
 use crate::model::{same_point, Act};
 
 impl Story {
     /// Production, or sometimes a writable image.
-    fn somebody(&mut self) -> Whose {
+    pub(super) fn somebody(&mut self) -> Whose {
         let writable: Vec<String> =
             self.images.iter().filter(|(_, i)| i.writable).map(|(n, _)| n.clone()).collect();
         if !writable.is_empty() && self.random.once_in(5) {
@@ -17,7 +15,7 @@ impl Story {
         None
     }
 
-    fn some_volume(&mut self, whose: &Whose) -> Option<String> {
+    pub(super) fn some_volume(&mut self, whose: &Whose) -> Option<String> {
         let names: Vec<String> = match whose {
             None => self.now.keys().cloned().collect(),
             Some(image) => self.images[image].state.keys().cloned().collect(),
@@ -30,7 +28,7 @@ impl Story {
     }
 
     /// A range: small ones anywhere (of a huge volume mostly in a few busy places), now and then a vast one.
-    fn some_range(&mut self, blocks: u64, most: u64) -> (u64, u64) {
+    pub(super) fn some_range(&mut self, blocks: u64, most: u64) -> (u64, u64) {
         let count = match self.random.below(10) {
             0..=5 => self.random.between(1, 8),
             6..=7 => 8,
@@ -83,7 +81,7 @@ impl Story {
         }
     }
 
-    fn note_touched(&mut self, name: &str, lba: u64, count: u64) {
+    pub(super) fn note_touched(&mut self, name: &str, lba: u64, count: u64) {
         if self.touched.len() == 64 {
             self.touched.pop_front();
         }
@@ -169,48 +167,6 @@ impl Story {
         }
         self.note_head();
         "compare and write"
-    }
-
-    pub(super) fn act_copy(&mut self) -> &'static str {
-        let to = self.somebody();
-        // Mostly within one line of history, where it is a reference; sometimes from somewhere else, where it is data.
-        let from = match self.random.below(6) {
-            0 => self.images.keys().next().cloned(),
-            _ => to.clone(),
-        };
-        let (Some(source), Some(target)) = (self.some_volume(&from), self.some_volume(&to)) else {
-            return "nothing";
-        };
-        let (source_rope, rope) = (self.rope(&from, &source).clone(), self.rope(&to, &target).clone());
-        let smaller = source_rope.blocks().min(rope.blocks());
-        let mut count = self.some_range(smaller, 64).1;
-        if self.random.once_in(3) {
-            count = self.random.between(1, smaller);
-        }
-        let (mut source_lba, _) = self.some_range(source_rope.blocks(), 1);
-        source_lba = source_lba.min(source_rope.blocks() - count);
-        let (mut lba, _) = self.some_range(rope.blocks(), 1);
-        lba = lba.min(rope.blocks() - count);
-        let piece = source_rope.slice(source_lba, count);
-        let after = rope.with(lba, piece.clone());
-        if piece.data_blocks() > 8192
-            || (after.blocks() > HUGE_BLOCKS && after.data_blocks() > HUGE_DATA_BLOCKS)
-        {
-            return "nothing";
-        }
-        let (source_volume, volume) = (self.volume(&from, &source), self.volume(&to, &target));
-        let done = volume.copy(&source_volume, &[CopyPiece { source_lba, lba, count }]);
-        self.tell(format!(
-            "copy {count} from {source} of {} at {source_lba:#x} to {target} of {} at {lba:#x} -> {done:?}",
-            owner(&from),
-            owner(&to)
-        ));
-        self.must("copy", done);
-        self.note_touched(&target, lba, count);
-        self.set_rope(&to, &target, after);
-        // Copied as data it may be several records.
-        self.note(Vec::new(), to.is_none());
-        "copy"
     }
 
     pub(super) fn act_flush(&mut self) -> &'static str {

@@ -7,7 +7,15 @@ use crate::model::difference;
 
 impl Story {
     /// Compares a stretch of a volume.
-    fn check(&self, whose: &Whose, name: &str, volume: &Volume, rope: &Rope, lba: u64, count: u64) {
+    pub(super) fn check(
+        &self,
+        whose: &Whose,
+        name: &str,
+        volume: &Volume,
+        rope: &Rope,
+        lba: u64,
+        count: u64,
+    ) {
         let mut buf = vec![0xEE; count as usize * BLOCK_BYTES];
         self.must("reading", volume.read(lba, &mut buf));
         if let Some(text) = difference(rope, lba, &buf) {
@@ -269,6 +277,7 @@ impl Story {
         for image in images {
             self.check_volumes(&Some(image));
         }
+        self.check_far();
         let window = self.group().window();
         if window.edge.lsn != self.edge || window.head.lsn != self.past.last().head {
             self.fail(&format!("window {window:?}, should be {}..{}", self.edge, self.past.last().head));

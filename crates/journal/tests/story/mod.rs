@@ -3,6 +3,7 @@
 
 mod acts;
 mod check;
+mod copies;
 
 use std::{
     collections::{BTreeMap, VecDeque},
@@ -38,6 +39,10 @@ const MAX_IMAGES: usize = 5;
 const TOLD: usize = 30;
 
 pub(crate) const DIR: &str = "/store/g";
+/// Another group, with one volume.
+const OTHER_DIR: &str = "/store/h";
+const OTHER_VOLUME: &str = "far";
+const OTHER_BLOCKS: u64 = 700;
 
 /// An open image, as it must be.
 pub(crate) struct ModelImage {
@@ -54,6 +59,10 @@ pub(crate) struct Story {
     pub(crate) medium: SimFiles,
     pub(crate) options: Options,
     pub(crate) group: Option<Group>,
+    pub(crate) other: Option<Group>,
+    /// What the other group's volume holds.
+    pub(crate) far: Rope,
+    pub(crate) tokens: Vec<copies::Token>,
     pub(crate) now: State,
     pub(crate) past: Past,
     pub(crate) images: BTreeMap<String, ModelImage>,
@@ -79,6 +88,8 @@ impl Story {
         medium.sync_dir(Path::new("/")).expect("sync");
         let options = Options { segment_bytes, background: false };
         let group = Group::create(medium.files(), Path::new(DIR), "g", &options).expect("create");
+        let other = Group::create(medium.files(), Path::new(OTHER_DIR), "h", &options).expect("create");
+        other.add_volume(OTHER_VOLUME, NewBase::Sparse { blocks: OTHER_BLOCKS }).expect("add");
         let mut story = Story {
             seed,
             number: 0,
@@ -86,6 +97,9 @@ impl Story {
             medium,
             options,
             group: Some(group),
+            other: Some(other),
+            far: Rope::of(Run::Zero, OTHER_BLOCKS),
+            tokens: Vec::new(),
             now: State::new(),
             past: Past::default(),
             images: BTreeMap::new(),
@@ -215,17 +229,21 @@ impl Story {
     /// Closes (or kills) and opens the group again.
     pub(crate) fn restart(&mut self, kill: bool) {
         let group = self.group.take().expect("open");
+        let other = self.other.take().expect("open");
         if kill {
             let seed = self.random.next();
             self.medium = self.medium.kill(seed);
         } else {
-            let closed = group.close();
+            let closed = group.close().and_then(|()| other.close());
             self.must("closing", closed);
         }
-        drop(group);
+        self.end_tokens(!kill);
+        drop((group, other));
         let files: Arc<dyn Files> = self.medium.files();
         let opened = Group::open(files, Path::new(DIR), &self.options);
         self.group = Some(self.must("opening", opened));
+        let opened = Group::open(self.medium.files(), Path::new(OTHER_DIR), &self.options);
+        self.other = Some(self.must("opening the other group", opened));
         self.tell(format!(
             "restart ({}), head {}",
             if kill { "killed" } else { "closed" },
@@ -302,9 +320,12 @@ impl Story {
         let dice = self.random.below(1000);
         let name = match dice {
             0..=549 => self.act_submit(),
-            550..=599 => self.act_compare_and_write(),
-            600..=659 => self.act_copy(),
-            660..=739 => self.check_some(),
+            550..=589 => self.act_compare_and_write(),
+            590..=604 => self.act_or_write(),
+            605..=649 => self.act_copy(),
+            650..=664 => self.act_freeze(),
+            665..=689 => self.act_token(),
+            690..=739 => self.check_some(),
             740..=769 => self.act_flush(),
             770..=789 => self.act_bookmark(),
             790..=829 => self.act_open_image(),
