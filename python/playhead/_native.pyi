@@ -60,7 +60,7 @@ class RecordDict(TypedDict):
 PolicyRule = tuple[bytes | None, str | None, str, bool]
 """The LUN's uuid or any, the initiator or any, the offload, whether it is supported."""
 
-ChapTuple = tuple[str, str, str | None, str | None]
+ChapTuple = tuple[str, bytes, str | None, bytes | None]
 """User and secret of the initiator; user and secret of the target, if it is asked to prove itself too."""
 
 class OffloadCountDict(TypedDict):

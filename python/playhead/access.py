@@ -6,6 +6,8 @@ in force is always what the catalogue says, and a restart changes nothing.
 
 from __future__ import annotations
 
+import ipaddress
+import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
@@ -179,7 +181,7 @@ class Access:
         warnings = []
         for disk in disks:
             place = disk.place
-            if place.path not in paths or masking.of(place) is not None:
+            if place.path not in paths and place.volume not in paths:
                 continue
             if masking.hosts(place) is None:
                 warnings.append(
@@ -187,8 +189,8 @@ class Access:
                     "(unmapped_volumes = visible)"
                 )
             warnings += [
-                f"host {host} does not see {place.path}: its LUN {place.number} is {other.path}"
-                for host, other in masking.shadowed(place)
+                f"host {host} does not see {place.path}: its LUN {number} of {place.iqn} is {other.path}"
+                for host, number, other in masking.shadowed(place)
             ]
         return warnings
 
@@ -229,10 +231,7 @@ class Access:
         if iqn not in self._exports.targets():
             raise not_found(f"there is no target {iqn[:230]!r}", "see `playhead target list`")
         if redirection is not None:
-            address = parse_address(redirection.address, "the portal")
-            if address.port == 0:
-                raise invalid(f"the portal {redirection.address!r} needs a port", f"write it like {address.host}:3260")
-            redirection = Redirection(address=address.text, permanent=redirection.permanent)
+            redirection = Redirection(address=check_portal(redirection.address), permanent=redirection.permanent)
         with self._catalogue.transaction() as db:
             db.execute("DELETE FROM redirections WHERE iqn = ?", (iqn,))
             if redirection is not None:
@@ -314,6 +313,22 @@ class Access:
 
     def _paths(self) -> set[str]:
         return {disk.place.path for disk in self._exports.disks()}
+
+
+def check_portal(text: str) -> str:
+    """The address of a portal, as initiators are told it (TargetAddress, RFC 7143 13.8)."""
+    address = parse_address(text, "the portal")
+    if address.port == 0:
+        raise invalid(f"the portal {text!r} needs a port", f"write it like {address.host}:3260")
+    try:
+        if ipaddress.ip_address(address.host) and "%" in address.host:
+            raise ValueError
+    except ValueError:
+        if not re.fullmatch(r"[A-Za-z0-9](?:[A-Za-z0-9.-]{0,251}[A-Za-z0-9])?", address.host):
+            raise invalid(
+                f"the portal {text[:300]!r} is at no address and no name of a machine", "write it like 192.0.2.7:3260"
+            ) from None
+    return address.text
 
 
 def _free(preferred: int, taken: Iterable[int]) -> int:

@@ -33,8 +33,6 @@ REMOVE_PATIENCE_S = 5.0
 MAX_IQN_BYTES = 223
 """RFC 7143 4.2.7.1."""
 
-HAS_ACCESS = hasattr(IscsiServer, "set_masking")
-
 _log = log.get("export")
 
 
@@ -119,11 +117,10 @@ class Exports:
             if self._iscsi:
                 if before is None or tables.rules != before.rules:
                     self._iscsi.set_policy(tables.rules)
-                if HAS_ACCESS and (before is None or tables.masking != before.masking):
+                if before is None or tables.masking != before.masking:
                     self._iscsi.set_masking(tables.masking)
-                if HAS_ACCESS:
-                    self._set_credentials(tables, before)
-                    self._redirect(tables)
+                self._set_credentials(tables, before)
+                self._redirect(tables)
             if self._nbd:
                 self._nbd.set_policy(tables.rules)
                 self._offer({path for path, hosts in tables.seen_by.items() if hosts is None})

@@ -35,8 +35,18 @@ class Chap:
     mutual_secret: str | None = field(default=None, repr=False)
 
     @property
-    def native(self) -> tuple[str, str, str | None, str | None]:
+    def native(self) -> tuple[str, bytes, str | None, bytes | None]:
+        mutual = self.mutual_secret.encode() if self.mutual_secret is not None else None
+        return self.user, self.secret.encode(), self.mutual_user, mutual
+
+    @property
+    def row(self) -> tuple[str, str, str | None, str | None]:
+        """As the catalogue keeps it."""
         return self.user, self.secret, self.mutual_user, self.mutual_secret
+
+    def contradicts(self, other: Chap) -> bool:
+        """Whether one's secret is the other's in the opposite direction: an initiator could have the target answer for another."""
+        return self.secret == other.mutual_secret or self.mutual_secret == other.secret
 
 
 @dataclass(frozen=True)
@@ -186,9 +196,11 @@ class Hosts:
     # Credentials.
 
     def set_chap(self, host: str, chap: Chap | None) -> None:
-        values = chap.native if chap else (None, None, None, None)
+        values = chap.row if chap else (None, None, None, None)
         with self._catalogue.transaction() as db:
             _need(db, host)
+            if chap:
+                _check_directions(db, f"host {host}", chap)
             db.execute(
                 "UPDATE hosts SET chap_user = ?, chap_secret = ?, mutual_user = ?, mutual_secret = ? WHERE name = ?",
                 (*values, host),
@@ -198,7 +210,8 @@ class Hosts:
         with self._catalogue.transaction() as db:
             db.execute("DELETE FROM discovery")
             if chap:
-                db.execute("INSERT INTO discovery VALUES (1, ?, ?, ?, ?)", chap.native)
+                _check_directions(db, "discovery", chap)
+                db.execute("INSERT INTO discovery VALUES (1, ?, ?, ?, ?)", chap.row)
 
     # Mappings.
 
@@ -226,6 +239,19 @@ class Hosts:
 def _need(db: sqlite3.Connection, host: str) -> None:
     if not db.execute("SELECT 1 FROM hosts WHERE name = ?", (host,)).fetchone():
         raise no_host(host)
+
+
+def _check_directions(db: sqlite3.Connection, whose: str, chap: Chap) -> None:
+    rows = db.execute(
+        "SELECT 'host ' || name, chap_user, chap_secret, mutual_user, mutual_secret FROM hosts WHERE chap_user IS NOT NULL "
+        "UNION ALL SELECT 'discovery', chap_user, chap_secret, mutual_user, mutual_secret FROM discovery"
+    )
+    for other, *values in rows:
+        if other != whose and chap.contradicts(Chap(*values)):
+            raise invalid(
+                f"{whose}: one of its secrets is used by {other} in the other direction: a host could have the target answer for another",
+                "choose a secret of its own for the target (RFC 7143 9.2.1)",
+            )
 
 
 def _enter(db: sqlite3.Connection, host: str, initiator: str) -> None:

@@ -58,16 +58,21 @@ class Masking:
         return [] if self._hidden else None
 
     def native(self) -> NativeMasking:
-        """The table for the front end."""
+        """The table for the front end. Where two disks claim one number for an initiator, the one that has a mapping of its own wins over
+        one that has its volume's.
+        """
         table: NativeMasking = {}
-        for place in self._places:
+        taken: set[tuple[str, str, int]] = set()
+        for place in sorted(self._places, key=lambda place: place.path not in self._mappings):
             mappings = self.of(place)
-            if mappings is not None or self._hidden:
-                table[place.iqn, place.number] = [
-                    (initiator, mapping.lun, mapping.read_only)
-                    for mapping in mappings or ()
-                    for initiator in self._members.get(mapping.host, ())
-                ]
+            if mappings is None and not self._hidden:
+                continue
+            seen = table.setdefault((place.iqn, place.number), [])
+            for mapping in mappings or ():
+                for initiator in self._members.get(mapping.host, ()):
+                    if (place.iqn, initiator, mapping.lun) not in taken:
+                        taken.add((place.iqn, initiator, mapping.lun))
+                        seen.append((initiator, mapping.lun, mapping.read_only))
         return table
 
     def view(self, host: str) -> dict[tuple[str, int], list[Place]]:
@@ -102,12 +107,15 @@ class Masking:
                     found.setdefault(number, place)
         return found
 
-    def shadowed(self, place: Place) -> list[tuple[str, Place]]:
-        """Hosts that do not find an unmapped disk, for another is mapped to them under its number."""
-        if self.of(place) is not None or self._hidden:
+    def shadowed(self, place: Place) -> list[tuple[str, int, Place]]:
+        """Hosts that should find a disk without a mapping of its own, but under its number have another: (host, number, the other)."""
+        if place.path in self._mappings:
             return []
-        found = []
-        for host in self._members:
-            there = self.view(host).get((place.iqn, place.number), [])
-            found += [(host, other) for other in there if other != place]
-        return found
+        return [
+            (host, number, other)
+            for host in self._members
+            for (iqn, number), places in self.view(host).items()
+            if iqn == place.iqn and place in places
+            for other in places
+            if other != place
+        ]

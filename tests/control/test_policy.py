@@ -205,7 +205,8 @@ def test_a_live_session_hears_of_a_change_and_finds_what_is_said(group: Applianc
         group.cli(
             "policy", "set", "ats=reject", "write-same=reject", "unmap=reject", "--lun", "db/data", "--initiator", ONE
         )
-        assert one.attentions(0) == [scsi.INQUIRY_CHANGED]
+        # Without unmap the LUN is thick, which READ CAPACITY(16) says.
+        assert one.attentions(0) == [scsi.CAPACITY_CHANGED, scsi.INQUIRY_CHANGED]
         assert one.attentions(1) == two.attentions(0) == two.attentions(1) == []
         for opcode in OPCODES.values():
             assert not one.supports(0, opcode)
@@ -222,7 +223,7 @@ def test_a_live_session_hears_of_a_change_and_finds_what_is_said(group: Applianc
         assert two.compare_and_write(0, 0, block, bytes([8] * 512)).good
         assert one.read(0, 0, 1) == bytes([8] * 512)
         group.cli("policy", "reset", "--all")
-        assert one.attentions(0) == [scsi.INQUIRY_CHANGED]
+        assert one.attentions(0) == [scsi.CAPACITY_CHANGED, scsi.INQUIRY_CHANGED]
         assert one.write_same(0, 0, 8, block).good
         counted = {o["offload"]: o for o in group.cli("policy", "show", "db/data", "--initiator", ONE)["offloads"]}
         assert {name: counted[name]["rejected"] for name in OPCODES} == dict.fromkeys(OPCODES, 1)
