@@ -315,16 +315,19 @@ class Access:
         return {disk.place.path for disk in self._exports.disks()}
 
 
+_HOST = re.compile(r"[A-Za-z0-9](?:[A-Za-z0-9.-]{0,251}[A-Za-z0-9])?")
+"""A name, or an IPv4 address."""
+
+
 def check_portal(text: str) -> str:
     """The address of a portal, as initiators are told it (TargetAddress, RFC 7143 13.8)."""
     address = parse_address(text, "the portal")
     if address.port == 0:
         raise invalid(f"the portal {text!r} needs a port", f"write it like {address.host}:3260")
-    try:
-        if ipaddress.ip_address(address.host) and "%" in address.host:
-            raise ValueError
-    except ValueError:
-        if not re.fullmatch(r"[A-Za-z0-9](?:[A-Za-z0-9.-]{0,251}[A-Za-z0-9])?", address.host):
+    if not _HOST.fullmatch(address.host):
+        try:
+            ipaddress.IPv6Address(address.host.replace("%", "/"))
+        except ValueError:
             raise invalid(
                 f"the portal {text[:300]!r} is at no address and no name of a machine", "write it like 192.0.2.7:3260"
             ) from None
