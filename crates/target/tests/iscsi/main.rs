@@ -10,6 +10,7 @@ mod hostile;
 mod idle;
 mod lock;
 mod masking;
+mod modes;
 mod peer;
 mod ramdisk;
 mod sanitize;

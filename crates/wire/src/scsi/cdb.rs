@@ -363,12 +363,12 @@ impl Command {
             }
             0x37 => Command::ReadDefectData {
                 long: false,
-                lists_and_format: cdb[2],
+                lists_and_format: cdb[2] & 0x1f,
                 allocation_bytes: u32::from(be16(cdb, 7)),
             },
             0xb7 => Command::ReadDefectData {
                 long: true,
-                lists_and_format: cdb[1],
+                lists_and_format: cdb[1] & 0x1f,
                 allocation_bytes: be32(cdb, 6),
             },
             0x48 => Command::Sanitize(Sanitize::parse(cdb)?),
