@@ -3,6 +3,7 @@
 // Test helpers may panic: the lint's own exception covers only the test functions themselves.
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
 
+mod captured;
 mod chap;
 mod clients;
 mod device;

@@ -78,9 +78,9 @@ fn states_that_cannot_be_set_and_groups_that_are_not_there_are_refused() {
 fn request_sense_tells_attentions_first_and_then_what_stands_in_the_way() {
     let stage = Stage::without_medium();
     stage.run(0, &[0x1b, 0, 0, 0, 0, 0], &[]).unwrap(); // stop
-    stage.unit(0).luns_changed();
+    stage.unit(0).contents_changed();
     let sense = stage.run(0, &REQUEST_SENSE, &[]).unwrap();
-    assert_eq!((sense[2], &sense[12..14]), (6, &[0x3f, 0x0e][..]));
+    assert_eq!((sense[2], &sense[12..14]), (6, &[0x28, 0x00][..]));
     let sense = stage.run(0, &REQUEST_SENSE, &[]).unwrap();
     assert_eq!((sense[2], &sense[12..14]), (2, &[0x04, 0x02][..]));
     let descriptor = stage.run(0, &[0x03, 1, 0, 0, 252, 0], &[]).unwrap();

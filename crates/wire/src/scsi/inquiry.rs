@@ -116,6 +116,7 @@ pub fn emit_page(
             let mut data = [0; 60];
             data[1] = 0x07; // HEADSUP, ORDSUP, SIMPSUP
             data[2] = 0x01; // V_SUP: there is a volatile cache
+            data[3] = 0x01; // LUICLR: reading the list of units on one tells all
             out.extend_from_slice(&data);
         }
         0xb0 => {
