@@ -238,6 +238,7 @@ impl Session {
 
     /// Takes a Data-Out. One for a task that is not there belongs to an aborted or refused one and is ignored.
     pub(super) fn data_out(&mut self, request: &DataOut, data_at: usize, data_len: usize) {
+        self.forget_stale(request.itt);
         let Some(transfer) = self.transfers.by_itt.get_mut(&request.itt) else {
             return;
         };

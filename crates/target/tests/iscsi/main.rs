@@ -14,8 +14,12 @@ mod masking;
 mod modes;
 mod peer;
 mod ramdisk;
+mod reservations;
 mod sanitize;
 mod sessions;
+
+#[path = "../nbd_peer/mod.rs"]
+mod nbd_peer;
 
 use playhead_target::iscsi::{Limits, Server};
 use ramdisk::RamDisk;

@@ -28,6 +28,10 @@ pub(crate) struct RamDisk {
     pub(crate) flush_gate: Arc<AtomicBool>,
     /// Flushes fail.
     pub(crate) flush_fails: AtomicBool,
+    /// While set, changes wait before they are made.
+    pub(crate) submit_gate: AtomicBool,
+    /// Those that wait.
+    pub(crate) submits_waiting: AtomicU64,
     /// Fail everything with an I/O error.
     pub(crate) broken: AtomicBool,
     /// Flushes so far.
@@ -53,6 +57,8 @@ impl RamDisk {
             atomic_blocks: AtomicU32::new(1024),
             flush_gate: Arc::default(),
             flush_fails: AtomicBool::new(false),
+            submit_gate: AtomicBool::new(false),
+            submits_waiting: AtomicU64::new(0),
             broken: AtomicBool::new(false),
             flushes: AtomicU64::new(0),
             batches: AtomicU64::new(0),
@@ -161,6 +167,13 @@ impl Lun for RamDisk {
     }
 
     fn submit(&self, changes: &[Change<'_>]) -> Result<Lsn, LunError> {
+        if self.submit_gate.load(Ordering::SeqCst) {
+            self.submits_waiting.fetch_add(1, Ordering::SeqCst);
+            while self.submit_gate.load(Ordering::SeqCst) {
+                std::thread::sleep(std::time::Duration::from_millis(1));
+            }
+            self.submits_waiting.fetch_sub(1, Ordering::SeqCst);
+        }
         for change in changes {
             let (lba, count) = match *change {
                 Change::Write { lba, data } => (lba, (data.len() / BLOCK_BYTES) as u64),
