@@ -6,10 +6,11 @@ use crate::peer::{pattern, Peer};
 use crate::IQN;
 use playhead_journal::files::DiskFiles;
 use playhead_journal::reader::dump;
-use playhead_journal::{Group, NewBase, Options};
+use playhead_journal::{Error, Group, NewBase, Options};
 use playhead_target::iscsi::{Limits, Server};
 use playhead_target::lun::LunIdentity;
 use playhead_target::splitter;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 const BLOCK: usize = 512;
@@ -91,11 +92,24 @@ fn acts() -> Vec<Act> {
     acts.into_iter().chain([erase]).collect()
 }
 
+/// A new group. Other tests start processes: one that is between fork and exec holds the group's lock with us for a moment, and then
+/// the group finds itself busy.
+fn create(dir: &Path) -> (PathBuf, Group) {
+    for attempt in 0..100 {
+        let path = dir.join(attempt.to_string());
+        match Group::create(Arc::new(DiskFiles), &path, "g", &Options::default()) {
+            Ok(group) => return (path, group),
+            Err(Error::Busy { .. }) => {}
+            Err(error) => panic!("{error}"),
+        }
+    }
+    panic!("always busy");
+}
+
 #[test]
 fn every_change_is_in_the_journal_as_what_it_is_and_images_between_them_are_exact() {
     let dir = tempfile::tempdir().unwrap();
-    let path = dir.path().join("g");
-    let group = Group::create(Arc::new(DiskFiles), &path, "g", &Options::default()).unwrap();
+    let (path, group) = create(dir.path());
     let volume = group.add_volume("v", NewBase::Sparse { blocks: BLOCKS }).unwrap();
     let identity = LunIdentity { uuid: [7; 16], name: "g/v".into() };
     let server = Server::bind("127.0.0.1:0".parse().unwrap(), Limits::default()).unwrap();
