@@ -137,6 +137,11 @@ impl Volume {
         self.copy(&source.0, pieces)
     }
 
+    /// Whether [`Volume::copy`] from `source` is records alone, all or none: it is of the same group and line of history.
+    pub fn refers_to(&self, source: &Volume) -> bool {
+        std::sync::Arc::ptr_eq(&self.group.0, &source.group.0) && self.line.is(&source.line)
+    }
+
     /// Captures references within the own line, all or none.
     fn refer(&self, source: &Volume, references: &[Reference]) -> Result<()> {
         if references.is_empty() {

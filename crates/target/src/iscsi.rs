@@ -28,7 +28,7 @@ mod session;
 mod transfers;
 
 use crate::lun::LunRef;
-use crate::scsi::{Devices, OffloadCount, Policy};
+use crate::scsi::{Devices, LogicalUnit, OffloadCount, Policy, Tokens};
 use accept::Listener;
 use catalogue::Catalogue;
 use complaints::Complaints;
@@ -203,9 +203,19 @@ struct Shared {
     redirects: RwLock<BTreeMap<String, Redirect>>,
     complaints: Complaints,
     workers: Arc<jobs::Workers>,
+    /// Of data, made on any target's LUNs.
+    tokens: Arc<Tokens>,
     doors: crate::doors::Doors,
     /// Bytes held by unfinished writes.
     held_bytes: AtomicUsize,
+}
+
+impl Shared {
+    /// A unit is not presented any more: its copies stop, its tokens go.
+    fn retire(&self, unit: &Arc<LogicalUnit>) {
+        unit.retire();
+        self.tokens.revoke_of(unit);
+    }
 }
 
 /// A listening iSCSI server. Dropping it stops it without patience.
@@ -246,6 +256,7 @@ impl Server {
             redirects: RwLock::default(),
             complaints: Complaints::default(),
             workers: Arc::default(),
+            tokens: Arc::default(),
             doors: crate::doors::Doors::default(),
             held_bytes: AtomicUsize::new(0),
         });
@@ -313,6 +324,7 @@ impl Server {
         for (_, unit) in self.shared.catalogue.all_units() {
             unit.set_policy(&policy);
         }
+        self.shared.tokens.revoke_by(&policy);
     }
 
     /// What became of the offloads that initiators asked for, by target: those of the LUNs presented now.
@@ -365,6 +377,7 @@ impl Server {
         let units = target.take_all();
         drop(target);
         for unit in units {
+            self.shared.retire(&unit);
             if !catalogue::let_go(&unit, deadline) {
                 return Err(ServerError::StillInUse { name: iqn.to_owned() });
             }
@@ -376,7 +389,9 @@ impl Server {
     ///
     /// Errors: [`ServerError::NoSuchTarget`], [`ServerError::BadName`] for a number above 16383.
     pub fn set_lun(&self, iqn: &str, number: u16, lun: LunRef) -> Result<(), ServerError> {
-        self.shared.catalogue.find(iqn)?.set(number, lun)?;
+        if let Some(replaced) = self.shared.catalogue.find(iqn)?.set(number, lun)? {
+            self.shared.retire(&replaced);
+        }
         self.shared.registry.wake_target(iqn);
         Ok(())
     }
@@ -386,6 +401,7 @@ impl Server {
     /// Errors: [`ServerError::NoSuchTarget`], [`ServerError::NoSuchLun`], [`ServerError::StillInUse`].
     pub fn remove_lun(&self, iqn: &str, number: u16, patience: Duration) -> Result<(), ServerError> {
         let unit = self.shared.catalogue.find(iqn)?.remove(number)?;
+        self.shared.retire(&unit);
         self.shared.registry.wake_target(iqn);
         if !catalogue::let_go(&unit, Instant::now() + patience) {
             return Err(ServerError::StillInUse { name: format!("LUN {number} of {iqn}") });
@@ -436,7 +452,9 @@ impl Server {
         for listener in self.listeners.lock().drain(..) {
             listener.stop();
         }
-        self.shared.registry.stop(patience)
+        let stopped = self.shared.registry.stop(patience);
+        self.shared.tokens.revoke_all();
+        stopped
     }
 }
 

@@ -176,6 +176,12 @@ pub trait Lun: Send + Sync {
         copy_data(self, source, pieces)
     }
 
+    /// Whether [`Lun::copy_from`] would capture references to `source`, all or none, without reading it.
+    fn copies_by_reference(&self, source: &CopySource<'_>) -> bool {
+        let _ = source;
+        false
+    }
+
     /// Keeps the blocks as of now readable while the answer is held, without hindering hosts.
     ///
     /// Errors: [`LunError::Unsupported`] by default.

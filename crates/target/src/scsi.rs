@@ -6,6 +6,7 @@
 
 mod alua;
 mod blocks;
+mod copy;
 mod device;
 mod execute;
 mod job;
@@ -19,6 +20,7 @@ mod reservation;
 mod sanitize;
 mod unit;
 
+pub use copy::Tokens;
 pub use device::{Device, Devices, TargetPort};
 pub use job::{Cancel, Job, JobEnd};
 pub use limits::TRANSFER_BLOCKS_MAX;

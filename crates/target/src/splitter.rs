@@ -115,6 +115,13 @@ impl Lun for ArraySplitter {
         outcome.map_err(|e| refusal(&self.identity.name, e))
     }
 
+    fn copies_by_reference(&self, source: &CopySource<'_>) -> bool {
+        let CopySource::Now(lun) = source else {
+            return false;
+        };
+        lun.as_any().downcast_ref::<ArraySplitter>().is_some_and(|known| self.volume.refers_to(&known.volume))
+    }
+
     fn freeze(&self) -> Result<FrozenRef, LunError> {
         let moment = self.volume.freeze().map_err(|e| refusal(&self.identity.name, e))?;
         Ok(Arc::new(FrozenVolume { moment, identity: self.identity.clone() }))

@@ -1,20 +1,25 @@
 //! SCSI command descriptor blocks, sense data and parameter data of a direct-access block device.
 //!
 //! [`cdb`] reads commands, [`opcodes`] lists the ones there are, [`sense`] says why one failed; [`inquiry`], [`mode`],
-//! [`capacity`], [`erase`], [`reservation`] and [`unmap`] hold the data that travels with them. Standards: SPC-5, SBC-4, SAM-5.
+//! [`capacity`], [`erase`], [`reservation`] and [`unmap`] hold the data that travels with them; [`extended_copy`], [`rod_token`],
+//! [`copy_status`] and [`third_party`] that of copies between units. Standards: SPC-5, SBC-4, SAM-5.
 //!
 //! Units: an LBA and a count are in logical blocks.
 
 pub mod capacity;
 pub mod cdb;
+pub mod copy_status;
 pub mod erase;
+pub mod extended_copy;
 pub mod inquiry;
 pub mod log;
 pub mod mode;
 pub mod opcodes;
 pub mod reservation;
+pub mod rod_token;
 pub mod sense;
 pub mod target_ports;
+pub mod third_party;
 pub mod unmap;
 
 pub use cdb::Command;
@@ -34,6 +39,8 @@ pub mod status {
     pub const RESERVATION_CONFLICT: u8 = 0x18;
     /// Too many tasks: try again when one of yours has ended.
     pub const TASK_SET_FULL: u8 = 0x28;
+    /// Another initiator ended the task.
+    pub const TASK_ABORTED: u8 = 0x40;
 }
 
 pub(crate) fn be16(bytes: &[u8], at: usize) -> u16 {

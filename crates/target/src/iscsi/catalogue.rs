@@ -45,14 +45,14 @@ impl Target {
         self.units.read().keys().copied().collect()
     }
 
-    pub(super) fn set(&self, number: u16, lun: LunRef) -> Result<(), ServerError> {
+    /// Presents `lun`; returns the unit that was there.
+    pub(super) fn set(&self, number: u16, lun: LunRef) -> Result<Option<Arc<LogicalUnit>>, ServerError> {
         if number > LUN_MAX {
             return Err(ServerError::BadName { name: number.to_string() });
         }
         let device = self.devices.find(&lun.identity().uuid);
         let unit = Arc::new(LogicalUnit::new(lun, Arc::clone(&self.port), device));
-        self.change(|units| units.insert(number, unit));
-        Ok(())
+        Ok(self.change(|units| units.insert(number, unit)))
     }
 
     pub(super) fn remove(&self, number: u16) -> Result<Arc<LogicalUnit>, ServerError> {

@@ -383,11 +383,8 @@ impl Session {
                 let ending = asked.ending(status::GOOD, moved);
                 self.start_flush(view, vec![ending]);
             }
-            Ok(Done::Job(job)) => self.start_job(view, command, asked, job),
-            Ok(Done::Beside(job)) => {
-                self.answers.ending(&asked.ending(status::GOOD, moved));
-                self.start_beside(view, job);
-            }
+            Ok(Done::Job(job)) => self.start_job(view, command, asked, job, false),
+            Ok(Done::Beside(job)) => self.start_job(view, command, asked, job, true),
             Ok(done) => {
                 if matches!(done, Done::GoodAndFlush) {
                     self.start_flush(view, Vec::new());

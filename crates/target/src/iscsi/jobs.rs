@@ -6,7 +6,7 @@ use super::outbox::Event;
 use super::session::{Session, View};
 use super::Shared;
 use crate::scsi::{
-    Attention, Cancel, InitiatorPort, Job, JobEnd, LogicalUnit, Nexus, Reach, Reached, Refusal,
+    Attention, Cancel, InitiatorPort, Job, JobEnd, LogicalUnit, Nexus, Reach, Reached, Refusal, Tokens,
 };
 use parking_lot::{Condvar, Mutex};
 use playhead_wire::iscsi::response::Residual;
@@ -101,7 +101,7 @@ pub(super) struct Working {
     moved_bytes: u64,
     cancel: Arc<Cancel>,
     over: Arc<Over>,
-    /// Aborted: its end is not told.
+    /// Aborted, or in the background: its end is not told.
     silent: bool,
 }
 
@@ -152,6 +152,10 @@ impl Reach for SessionReach<'_> {
         }
         found
     }
+
+    fn tokens(&self) -> Option<Arc<Tokens>> {
+        Some(Arc::clone(&self.shared.tokens))
+    }
 }
 
 /// Gives a new nexus what its initiator may; there is no change in it to tell.
@@ -161,8 +165,16 @@ pub(super) fn set_up(nexus: &Nexus, seen: Seen) {
 }
 
 impl Session {
-    /// Has a worker do `job`; the command ends when it is over.
-    pub(super) fn start_job(&mut self, view: &View, command: &Command, asked: &Asked, job: Job) {
+    /// Has a worker do `job`; the command ends when it is over, or now if the job goes on in the background. That ends with the
+    /// session: an initiator that lost sight of it must not find it writing later.
+    pub(super) fn start_job(
+        &mut self,
+        view: &View,
+        command: &Command,
+        asked: &Asked,
+        job: Job,
+        background: bool,
+    ) {
         let number = self.next_job;
         self.next_job += 1;
         let cancel = Arc::new(Cancel::since(Arc::clone(&view.unit), Arc::clone(&view.nexus), asked.epoch));
@@ -173,8 +185,9 @@ impl Session {
             moved_bytes: command.data_out_bytes(crate::lun::BLOCK_BYTES as u64),
             cancel: Arc::clone(&cancel),
             over: Arc::clone(&over),
-            silent: false,
+            silent: background,
         };
+        let moved_bytes = working.moved_bytes;
         let handle = Arc::clone(&self.handle);
         let task = Box::new(move || {
             let changing = cancel.changing();
@@ -193,20 +206,14 @@ impl Session {
         });
         if self.shared.workers.give(task) {
             self.working.insert(number, working);
+            if background {
+                self.answers.ending(&asked.ending(status::GOOD, moved_bytes));
+            }
         } else {
             let residual = Residual::of(asked.expected_bytes, 0);
             let busy = super::answers::Ending { residual, ..asked.ending(status::BUSY, 0) };
             self.answers.ending(&busy);
         }
-    }
-
-    /// Has a worker do `job` for nobody's answer. If none is free it is not done.
-    pub(super) fn start_beside(&self, view: &View, job: Job) {
-        let cancel = Cancel::new(Arc::clone(&view.unit), Arc::clone(&view.nexus));
-        let task = Box::new(move || {
-            let _ = catch_unwind(AssertUnwindSafe(|| job.run(&cancel)));
-        });
-        self.shared.workers.give(task);
     }
 
     /// A job is over: its command ends, unless it was aborted meanwhile.

@@ -250,6 +250,9 @@ impl Device {
         self.settings.store(pack(DEFAULTS), Ordering::Relaxed);
         self.stopped.store(false, Ordering::Relaxed);
         self.change_in_memory(Reservations::reset);
+        for nexus in self.nexuses() {
+            nexus.copies.reset();
+        }
         self.attend(Attention::Reset, |_| true);
         self.wait_for_ended(|_| true, RESET_PATIENCE);
     }

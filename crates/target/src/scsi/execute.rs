@@ -11,6 +11,7 @@ use playhead_wire::scsi::mode::{self, Device};
 use playhead_wire::scsi::{capacity, erase};
 use playhead_wire::scsi::{Command, Sense};
 use std::sync::atomic::Ordering;
+use std::sync::Arc;
 
 impl LogicalUnit {
     fn device(&self, nexus: &Nexus) -> Device {
@@ -32,14 +33,13 @@ impl LogicalUnit {
     /// READ and WRITE are not for here: the session moves their data itself. They, and REPORT LUNS, which is about the target,
     /// end in INTERNAL TARGET FAILURE.
     pub fn execute(
-        &self,
-        nexus: &Nexus,
+        self: &Arc<Self>,
+        nexus: &Arc<Nexus>,
         command: &Command,
         data_out: &[u8],
         data_in: &mut Vec<u8>,
         reach: &dyn Reach,
     ) -> Result<Done, Refusal> {
-        let _ = reach;
         let mut done = Done::Good;
         match *command {
             Command::TestUnitReady | Command::PreventAllow { .. } => {}
@@ -140,6 +140,17 @@ impl LogicalUnit {
                     return Err(Sense::PARAMETER_LIST_LENGTH.into());
                 }
                 self.device.set_groups(nexus, data_out)?;
+            }
+            Command::ExtendedCopy { .. } => done = self.extended_copy(nexus, command, data_out, reach)?,
+            Command::PopulateToken { list_id, .. } => {
+                done = self.populate_token(nexus, list_id, data_out, reach)?;
+            }
+            Command::WriteUsingToken { list_id, .. } => {
+                done = self.write_using_token(nexus, list_id, data_out, reach)?;
+            }
+            Command::CopyOperationAbort { list_id } => done = self.abort_copy(nexus, list_id)?,
+            Command::ReceiveCopy { what, list_id, allocation_bytes } => {
+                self.receive_copy(nexus, what, list_id, allocation_bytes, reach, data_in)?;
             }
             Command::Reserve => {
                 self.device.change_in_memory(|r| r.reserve_legacy(&nexus.it_nexus()))?;

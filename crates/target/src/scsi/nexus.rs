@@ -1,5 +1,6 @@
 //! I_T_L nexuses: what one initiator port and one logical unit remember of each other (SAM-5 4.5).
 
+use super::copy::Held;
 use super::device::TargetPort;
 use super::policy::{Counters, Offload, Offloads};
 use super::reservation::{Access, ItNexus, Rights};
@@ -88,6 +89,8 @@ pub struct Nexus {
     /// This initiator may not change the unit, whatever others may.
     read_only: AtomicBool,
     counters: Arc<Counters>,
+    /// Copies it asked for.
+    pub(super) copies: Held,
 }
 
 impl Nexus {
@@ -110,6 +113,7 @@ impl Nexus {
             offloads: AtomicU8::new(offloads.bits()),
             read_only: AtomicBool::new(false),
             counters,
+            copies: Held::default(),
         }
     }
 

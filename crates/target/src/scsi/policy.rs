@@ -6,6 +6,7 @@
 //! is captured.
 
 use parking_lot::Mutex;
+use playhead_wire::scsi::cdb::CopyReport;
 use playhead_wire::scsi::Command;
 use std::collections::HashMap;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -59,6 +60,14 @@ impl Offload {
             Command::CompareAndWrite(_) => Some(Offload::Ats),
             Command::WriteSame(_) => Some(Offload::WriteSame),
             Command::Unmap { .. } => Some(Offload::Unmap),
+            Command::ExtendedCopy { .. } => Some(Offload::Xcopy),
+            Command::PopulateToken { .. } | Command::WriteUsingToken { .. } => Some(Offload::Odx),
+            Command::ReceiveCopy { what, .. } => match what {
+                // About either kind of copies, as COPY OPERATION ABORT: these look for themselves.
+                CopyReport::Status4 => None,
+                CopyReport::RodTokenInformation | CopyReport::AllRodTokens => Some(Offload::Odx),
+                _ => Some(Offload::Xcopy),
+            },
             _ => None,
         }
     }
@@ -67,7 +76,7 @@ impl Offload {
     pub fn of_opcode(code: u8, service_action: Option<u16>) -> Option<Offload> {
         match (code, service_action) {
             (0x89, _) => Some(Offload::Ats),
-            (0x83, Some(0x10 | 0x11)) | (0x84, Some(0x07)) => Some(Offload::Odx),
+            (0x83, Some(0x10 | 0x11)) | (0x84, Some(0x07 | 0x08)) => Some(Offload::Odx),
             (0x83 | 0x84, _) => Some(Offload::Xcopy),
             (0x41 | 0x93, _) => Some(Offload::WriteSame),
             (0x42, _) => Some(Offload::Unmap),

@@ -1,5 +1,6 @@
 //! Which other units a command may name: those that its initiator is shown, and no others (CVE-2020-28374 was looking further).
 
+use super::copy::Tokens;
 use super::nexus::Nexus;
 use super::unit::LogicalUnit;
 use std::sync::Arc;
@@ -18,6 +19,11 @@ pub struct Reached {
 pub trait Reach {
     /// The unit with this NAA designator (VPD page 83h), if the initiator is shown it.
     fn by_naa(&self, naa: &[u8; 16]) -> Option<Reached>;
+
+    /// The tokens for data that are known where the initiator is, if there are any.
+    fn tokens(&self) -> Option<Arc<Tokens>> {
+        None
+    }
 }
 
 /// Reaches nothing.

@@ -1,12 +1,13 @@
 //! What a target and its units say about themselves.
 
+use super::copy;
 use super::limits;
 use super::nexus::Nexus;
 use super::policy::Offload;
 use super::unit::{LogicalUnit, Refusal};
 use playhead_wire::scsi::inquiry::{self, Identity};
 use playhead_wire::scsi::opcodes::Opcode;
-use playhead_wire::scsi::{capacity, opcodes, Command, Sense};
+use playhead_wire::scsi::{capacity, opcodes, third_party, Command, Sense};
 
 /// T10 vendor identification.
 const VENDOR: &str = "PLAYHEAD";
@@ -33,6 +34,11 @@ pub(super) fn inquiry(
         portal_group: PORTAL_GROUP,
     };
     match page {
+        Some(third_party::PAGE) => {
+            if !copy::third_party_page(unit, nexus, data_in) {
+                return Err(Sense::in_cdb(2, Some(7)));
+            }
+        }
         None => {
             // The standard's bit for commands that copy, if there are any and policy leaves one.
             let offloads = nexus.offloads();
@@ -47,9 +53,21 @@ pub(super) fn inquiry(
             if !inquiry::emit_page(page, &identity, &limits, &limits::thin(nexus), data_in) {
                 return Err(Sense::in_cdb(2, Some(7)));
             }
+            if page == 0x00 && copy::third_party_page(unit, nexus, &mut Vec::new()) {
+                add_page(data_in, third_party::PAGE);
+            }
         }
     }
     Ok(())
+}
+
+/// Adds `page` to a list of vital product data pages, which ascend.
+fn add_page(list: &mut Vec<u8>, page: u8) {
+    if let Some(pages) = list.get(4..) {
+        let at = 4 + pages.partition_point(|&other| other < page);
+        list.insert(at, page);
+        list[3] += 1;
+    }
 }
 
 /// REPORT SUPPORTED OPERATION CODES (SPC-4 6.30), as this initiator finds them.
@@ -64,9 +82,8 @@ pub(super) fn opcodes(
 ) -> Result<(), Sense> {
     let offloads = nexus.offloads();
     let allowed = |known: &&Opcode| {
-        let offload = Offload::of_opcode(known.code, known.service_action);
         let is_there = known.code != opcodes::WRITE_ATOMIC || unit.limits().atomic > 0;
-        is_there && offload.is_none_or(|offload| offloads.contains(offload))
+        is_there && copy::offered(unit, offloads, known.code, known.service_action)
     };
     let mut of_code = opcodes::SUPPORTED.iter().filter(|known| known.code == opcode).filter(allowed);
     let has_actions = of_code.clone().any(|known| known.service_action.is_some());

@@ -1,5 +1,6 @@
 //! A logical unit: a LUN with the state SCSI hangs on it (attentions, reservations, mode pages).
 
+use super::copy;
 use super::device::{Device, TargetPort};
 use super::job::Job;
 use super::nexus::{Attention, Changing, InitiatorPort, Nexus};
@@ -9,7 +10,7 @@ use super::sanitize;
 use crate::lun::{LunError, LunRef};
 use playhead_wire::scsi::mode::Settings;
 use playhead_wire::scsi::{Command, Sense};
-use std::sync::atomic::Ordering;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::Arc;
 
 /// Why a command ends otherwise than GOOD.
@@ -36,7 +37,8 @@ pub enum Done {
     AfterFlush,
     /// As [`Done::Good`], but a flush is to be started (SYNCHRONIZE CACHE with IMMED).
     GoodAndFlush,
-    /// As [`Done::Good`], but the job is to be done beside it, and its end is not told (PRE-FETCH with IMMED).
+    /// GOOD once the job is taken on; its end is not told (PRE-FETCH with IMMED), or is asked for by other commands (copies in the
+    /// background).
     Beside(Job),
     /// As the job ends, which the session has done elsewhere.
     Job(Job),
@@ -71,6 +73,8 @@ pub struct LogicalUnit {
     pub(super) serial: String,
     pub(super) naa: [u8; 16],
     ledger: Ledger,
+    /// Taken away from its target.
+    retired: AtomicBool,
 }
 
 impl Drop for LogicalUnit {
@@ -107,6 +111,7 @@ impl LogicalUnit {
             serial: uuid.iter().map(|byte| format!("{byte:02x}")).collect(),
             naa: naa_of(&uuid),
             ledger: Ledger::default(),
+            retired: AtomicBool::new(false),
             lun,
         }
     }
@@ -173,6 +178,16 @@ impl LogicalUnit {
         if self.settings().space_notices {
             self.attend(Attention::SoftThreshold, |nexus| nexus.offloads().contains(Offload::Unmap));
         }
+    }
+
+    /// The target does not present it any more: copies under way that it takes part in stop.
+    pub fn retire(&self) {
+        self.retired.store(true, Ordering::Release);
+    }
+
+    /// Whether it was taken away from its target.
+    pub fn is_retired(&self) -> bool {
+        self.retired.load(Ordering::Acquire)
     }
 
     /// LOGICAL UNIT RESET (SAM-5 7.7): ends all tasks and RESERVE, restores mode pages, tells every initiator.
@@ -258,27 +273,44 @@ impl LogicalUnit {
         if let Some(offload) = Offload::of(command) {
             check_policy(nexus, offload, command)?;
         }
-        if !nexus.permits(Access::of(command)) {
-            return Err(if self.device.reservations_lost() {
-                Sense::RESERVATIONS_LOST.into()
-            } else {
-                Refusal::Conflict
-            });
-        }
+        self.check_access(nexus, Access::of(command))?;
         if let Some(sense) = self.barred(command) {
             return Err(sense.into());
         }
-        if self.device.stopped.load(Ordering::Relaxed) && needs_medium(command) {
-            return Err(Sense::NEEDS_START.into());
+        if needs_medium(command) {
+            self.check_medium()?;
         }
         self.check_range(command, block_count)?;
+        check_list(command)?;
         if command.changes_blocks() {
-            if self.lun.read_only() || nexus.read_only() {
-                return Err(Sense::WRITE_PROTECTED.into());
-            }
-            if self.settings().write_protect {
-                return Err(Sense::SOFTWARE_WRITE_PROTECTED.into());
-            }
+            self.check_writable(nexus)?;
+        }
+        Ok(())
+    }
+
+    /// Refuses what reservations do not let the initiator of `nexus` do.
+    pub(super) fn check_access(&self, nexus: &Nexus, access: Access) -> Result<(), Refusal> {
+        if nexus.permits(access) {
+            return Ok(());
+        }
+        Err(if self.device.reservations_lost() { Sense::RESERVATIONS_LOST.into() } else { Refusal::Conflict })
+    }
+
+    /// Refuses while the unit is stopped.
+    pub(super) fn check_medium(&self) -> Result<(), Sense> {
+        if self.device.stopped.load(Ordering::Relaxed) {
+            return Err(Sense::NEEDS_START);
+        }
+        Ok(())
+    }
+
+    /// Refuses changes to what is read-only, for all or for this initiator.
+    pub(super) fn check_writable(&self, nexus: &Nexus) -> Result<(), Sense> {
+        if self.lun.read_only() || nexus.read_only() {
+            return Err(Sense::WRITE_PROTECTED);
+        }
+        if self.settings().write_protect {
+            return Err(Sense::SOFTWARE_WRITE_PROTECTED);
         }
         Ok(())
     }
@@ -314,7 +346,22 @@ fn needs_medium(command: &Command) -> bool {
                 | Command::PreFetch { .. }
                 | Command::SynchronizeCache { .. }
                 | Command::GetLbaStatus { .. }
+                | Command::PopulateToken { .. }
                 | Command::ReadCapacity10
                 | Command::ReadCapacity16 { .. }
         )
+}
+
+/// Refuses lists about copies that are longer than any that is understood, before they are taken in.
+fn check_list(command: &Command) -> Result<(), Sense> {
+    match *command {
+        Command::ExtendedCopy { list_bytes, .. }
+        | Command::PopulateToken { list_bytes, .. }
+        | Command::WriteUsingToken { list_bytes, .. }
+            if list_bytes > copy::LIST_BYTES_MAX =>
+        {
+            Err(Sense::PARAMETER_LIST_LENGTH)
+        }
+        _ => Ok(()),
+    }
 }

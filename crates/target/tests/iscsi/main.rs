@@ -6,6 +6,7 @@
 mod captured;
 mod chap;
 mod clients;
+mod copies;
 mod device;
 mod hostile;
 mod idle;
@@ -17,6 +18,7 @@ mod ramdisk;
 mod reservations;
 mod sanitize;
 mod sessions;
+mod tokens;
 
 #[path = "../nbd_peer/mod.rs"]
 mod nbd_peer;

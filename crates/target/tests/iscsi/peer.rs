@@ -22,6 +22,8 @@ pub(crate) struct Ended {
     /// Additional sense code and qualifier, if any.
     pub(crate) sense: Option<u16>,
     pub(crate) data: Vec<u8>,
+    /// Sense data, if any.
+    pub(crate) report: Vec<u8>,
 }
 
 pub(crate) struct Peer {
@@ -261,7 +263,7 @@ impl Peer {
                     assert_eq!(offset_bytes as usize, data.len());
                     data.extend_from_slice(&received.data);
                     if let Some(status) = status {
-                        return Ended { status, sense: None, data };
+                        return Ended { status, sense: None, data, report: Vec::new() };
                     }
                 }
                 Response::Scsi { status, itt: of, .. } if of == itt => {
@@ -270,7 +272,8 @@ impl Peer {
                         .get(2..)
                         .filter(|sense| sense.len() >= 14)
                         .map(|sense| u16::from_be_bytes([sense[12], sense[13]]));
-                    return Ended { status, sense, data };
+                    let report = received.data.get(2..).unwrap_or_default().to_vec();
+                    return Ended { status, sense, data, report };
                 }
                 Response::NopIn { ttt, .. } if ttt != RESERVED_TAG => {}
                 other => panic!("unexpected {other:?}"),

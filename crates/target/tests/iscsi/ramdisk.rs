@@ -2,10 +2,12 @@
 
 use parking_lot::RwLock;
 use playhead_target::lun::{
-    Change, Compared, Extent, FlushDone, Lsn, Lun, LunError, LunIdentity, BLOCK_BYTES,
+    Change, Compared, Extent, FlushDone, Frozen, FrozenRef, Lsn, Lun, LunError, LunIdentity, BLOCK_BYTES,
 };
+use std::any::Any;
 use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
 use std::sync::Arc;
+use std::time::Duration;
 
 const PAGE_BYTES: usize = 4096;
 const PAGE_BLOCKS: u64 = (PAGE_BYTES / BLOCK_BYTES) as u64;
@@ -38,6 +40,10 @@ pub(crate) struct RamDisk {
     pub(crate) flushes: AtomicU64,
     /// Batches so far.
     pub(crate) batches: AtomicU64,
+    /// What each batch takes at least.
+    pub(crate) pause_ms: AtomicU64,
+    /// Give up what was frozen.
+    pub(crate) thawed: Arc<AtomicBool>,
 }
 
 impl RamDisk {
@@ -62,6 +68,8 @@ impl RamDisk {
             broken: AtomicBool::new(false),
             flushes: AtomicU64::new(0),
             batches: AtomicU64::new(0),
+            pause_ms: AtomicU64::new(0),
+            thawed: Arc::default(),
         }
     }
 
@@ -135,6 +143,41 @@ fn unmap(pages: &mut [Page], lba: u64, count: u64) {
     }
 }
 
+/// A disk as it was: a copy of its pages.
+struct Ice {
+    identity: LunIdentity,
+    pages: Vec<Page>,
+    blocks: u64,
+    thawed: Arc<AtomicBool>,
+}
+
+impl Frozen for Ice {
+    fn identity(&self) -> &LunIdentity {
+        &self.identity
+    }
+
+    fn block_count(&self) -> u64 {
+        self.blocks
+    }
+
+    fn read(&self, lba: u64, buf: &mut [u8]) -> Result<(), LunError> {
+        let name = || self.identity.name.clone();
+        if self.thawed.load(Ordering::Relaxed) {
+            return Err(LunError::Gone { name: name() });
+        }
+        let count = (buf.len() / BLOCK_BYTES) as u64;
+        if lba > self.blocks || count > self.blocks - lba {
+            return Err(LunError::OutOfRange { name: name(), lba, count });
+        }
+        read(&self.pages, lba, buf);
+        Ok(())
+    }
+
+    fn as_any(&self) -> &dyn Any {
+        self
+    }
+}
+
 impl Lun for RamDisk {
     fn as_any(&self) -> &dyn std::any::Any {
         self
@@ -183,6 +226,10 @@ impl Lun for RamDisk {
             };
             self.check(lba, count, true)?;
         }
+        let pause_ms = self.pause_ms.load(Ordering::Relaxed);
+        if pause_ms > 0 {
+            std::thread::sleep(Duration::from_millis(pause_ms));
+        }
         let mut pages = self.pages.write();
         for change in changes {
             match *change {
@@ -210,6 +257,17 @@ impl Lun for RamDisk {
         }
         write(&mut pages, lba, new);
         Ok(Compared::Written)
+    }
+
+    fn freeze(&self) -> Result<FrozenRef, LunError> {
+        self.check(0, 0, false)?;
+        let pages = self.pages.read().clone();
+        let identity = self.identity.clone();
+        Ok(Arc::new(Ice { identity, pages, blocks: self.block_count(), thawed: Arc::clone(&self.thawed) }))
+    }
+
+    fn freezes(&self) -> bool {
+        true
     }
 
     fn flush(&self, done: FlushDone) {

@@ -57,6 +57,21 @@ pub struct ModeSense {
     pub allocation_bytes: u32,
 }
 
+/// What is asked about copies (SPC-4 table 28; operation code 84h).
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[allow(missing_docs)] // The standard's commands.
+#[repr(u8)]
+pub enum CopyReport {
+    Status1 = 0x00,
+    Data1 = 0x01,
+    OperatingParameters = 0x03,
+    FailureDetails1 = 0x04,
+    Status4 = 0x05,
+    Data4 = 0x06,
+    RodTokenInformation = 0x07,
+    AllRodTokens = 0x08,
+}
+
 /// A command this device understands. Allocation and parameter list lengths are in bytes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 #[allow(missing_docs)] // The variants are the standard's commands and their fields its fields.
@@ -168,6 +183,27 @@ pub enum Command {
     },
     SetTargetPortGroups {
         list_bytes: u32,
+    },
+    /// EXTENDED COPY, with an identifier of one byte (LID1) or four (LID4).
+    ExtendedCopy {
+        long_id: bool,
+        list_bytes: u32,
+    },
+    PopulateToken {
+        list_id: u32,
+        list_bytes: u32,
+    },
+    WriteUsingToken {
+        list_id: u32,
+        list_bytes: u32,
+    },
+    CopyOperationAbort {
+        list_id: u32,
+    },
+    ReceiveCopy {
+        what: CopyReport,
+        list_id: u32,
+        allocation_bytes: u32,
     },
     PersistentReserveIn {
         service_action: u8,
@@ -378,6 +414,33 @@ impl Command {
                 }
                 Command::Unmap { list_bytes: u32::from(be16(cdb, 7)) }
             }
+            0x83 => {
+                let list_bytes = be32(cdb, 10);
+                match cdb[1] & 0x1f {
+                    0x00 => Command::ExtendedCopy { long_id: false, list_bytes },
+                    0x01 => Command::ExtendedCopy { long_id: true, list_bytes },
+                    0x10 => Command::PopulateToken { list_id: be32(cdb, 6), list_bytes },
+                    0x11 => Command::WriteUsingToken { list_id: be32(cdb, 6), list_bytes },
+                    0x1c => Command::CopyOperationAbort { list_id: be32(cdb, 2) },
+                    _ => return Err(long(1, 4)),
+                }
+            }
+            0x84 => {
+                let what = match cdb[1] & 0x1f {
+                    0x00 => CopyReport::Status1,
+                    0x01 => CopyReport::Data1,
+                    0x03 => CopyReport::OperatingParameters,
+                    0x04 => CopyReport::FailureDetails1,
+                    0x05 => CopyReport::Status4,
+                    0x06 => CopyReport::Data4,
+                    0x07 => CopyReport::RodTokenInformation,
+                    0x08 => CopyReport::AllRodTokens,
+                    _ => return Err(long(1, 4)),
+                };
+                let one_byte = (what as u8) < CopyReport::Status4 as u8;
+                let list_id = if one_byte { u32::from(cdb[2]) } else { be32(cdb, 2) };
+                Command::ReceiveCopy { what, list_id, allocation_bytes: be32(cdb, 10) }
+            }
             0x89 => {
                 if cdb[1] >> 5 != 0 {
                     return Err(long(1, 7));
@@ -469,6 +532,9 @@ impl Command {
             | Command::FormatUnit(Format { list_bytes })
             | Command::LogSelect { list_bytes, .. }
             | Command::SetTargetPortGroups { list_bytes }
+            | Command::ExtendedCopy { list_bytes, .. }
+            | Command::PopulateToken { list_bytes, .. }
+            | Command::WriteUsingToken { list_bytes, .. }
             | Command::PersistentReserveOut { list_bytes, .. } => Some(list_bytes),
             Command::Sanitize(request) => Some(request.list_bytes()),
             _ => None,
@@ -485,6 +551,7 @@ impl Command {
             | Command::GetLbaStatus { allocation_bytes, .. }
             | Command::ReadDefectData { allocation_bytes, .. }
             | Command::ReportLuns { allocation_bytes, .. }
+            | Command::ReceiveCopy { allocation_bytes, .. }
             | Command::ReportSupportedOpcodes { allocation_bytes, .. }
             | Command::ReportSupportedTmfs { allocation_bytes, .. }
             | Command::ReportTargetPortGroups { allocation_bytes, .. }
@@ -506,7 +573,7 @@ impl Command {
         )
     }
 
-    /// Whether the command changes blocks.
+    /// Whether the command changes blocks of its unit. An EXTENDED COPY may change other units' alone.
     pub fn changes_blocks(&self) -> bool {
         matches!(
             self,
@@ -518,6 +585,7 @@ impl Command {
                 | Command::FormatUnit(_)
                 | Command::WriteSame(_)
                 | Command::Unmap { .. }
+                | Command::WriteUsingToken { .. }
                 | Command::CompareAndWrite(_)
         )
     }

@@ -18,16 +18,18 @@ pub enum Key {
     UnitAttention = 0x6,
     /// Writing is forbidden.
     DataProtect = 0x7,
+    /// A copy ended before it was done.
+    CopyAborted = 0xa,
     /// The command was aborted; it may be tried again.
     AbortedCommand = 0xb,
     /// Source and medium differ.
     Miscompare = 0xe,
 }
 
-/// Where the faulty field is (SPC-4 4.5.2.4.2).
+/// Where the faulty field is (SPC-4 4.5.2.4.2, and 4.5.2.4.5 for copies that are aborted).
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct FieldPointer {
-    /// In the CDB; else in the parameter data.
+    /// In the CDB; else in the parameter data, or in the segment descriptor if the report names one.
     pub in_cdb: bool,
     /// Byte of the field's most significant part.
     pub byte: u16,
@@ -44,10 +46,12 @@ pub struct Sense {
     pub code: u16,
     /// INFORMATION: an LBA or an offset, as the command defines it.
     pub information: Option<u64>,
-    /// For ILLEGAL REQUEST.
+    /// For ILLEGAL REQUEST and COPY ABORTED.
     pub field: Option<FieldPointer>,
     /// For NO SENSE and NOT READY: how much of an operation is done, in 65536ths.
     pub progress: Option<u16>,
+    /// The segment of an EXTENDED COPY that failed, from 0: COMMAND-SPECIFIC INFORMATION.
+    pub segment: Option<u16>,
 }
 
 /// Bytes of fixed format sense data as sent here.
@@ -84,6 +88,52 @@ senses! {
     SAVING_NOT_SUPPORTED = IllegalRequest, 0x3900;
     /// The initiator announced data in the other direction than the command moves it.
     INVALID_INFORMATION_UNIT = AbortedCommand, 0x0e03;
+    /// A list identifier names a copy that is at work.
+    OPERATION_IN_PROGRESS = IllegalRequest, 0x0016;
+    /// More descriptors of copy sources and destinations than allowed.
+    TOO_MANY_TARGET_DESCRIPTORS = IllegalRequest, 0x2606;
+    /// A descriptor of a copy source or destination of a kind not known here.
+    UNSUPPORTED_TARGET_DESCRIPTOR = IllegalRequest, 0x2607;
+    /// More segments of a copy, or ranges of a token, than allowed.
+    TOO_MANY_SEGMENT_DESCRIPTORS = IllegalRequest, 0x2608;
+    /// A segment descriptor of a kind not known here.
+    UNSUPPORTED_SEGMENT_DESCRIPTOR = IllegalRequest, 0x2609;
+    /// More inline data than allowed.
+    INLINE_DATA_LENGTH_EXCEEDED = IllegalRequest, 0x260b;
+    /// A segment is not whole blocks.
+    SEGMENT_GRANULARITY_VIOLATION = CopyAborted, 0x260d;
+    /// A copy source or destination is not among the units this initiator is shown.
+    UNREACHABLE_COPY_TARGET = CopyAborted, 0x0804;
+    /// A copy source or destination refused its part.
+    THIRD_PARTY_DEVICE_FAILURE = CopyAborted, 0x0d01;
+    /// A copy source or destination does not have the blocks.
+    COPY_TARGET_NOT_REACHABLE = CopyAborted, 0x0d02;
+    /// A copy source or destination is not the kind of device it is said to be.
+    INCORRECT_COPY_TARGET_TYPE = CopyAborted, 0x0d03;
+    /// A copy's source has less data than asked for.
+    COPY_UNDERRUN = CopyAborted, 0x0d04;
+    /// A copy was ended by COPY OPERATION ABORT.
+    COPY_CLEARED = CopyAborted, 0x2f02;
+    /// A token of a kind not known here.
+    UNSUPPORTED_TOKEN_TYPE = IllegalRequest, 0x2301;
+    /// No such token was made here.
+    TOKEN_UNKNOWN = IllegalRequest, 0x2304;
+    /// A token contradicts itself.
+    TOKEN_CORRUPT = IllegalRequest, 0x2305;
+    /// A token's LUN was taken away.
+    TOKEN_REVOKED = IllegalRequest, 0x2306;
+    /// A token was not used for too long.
+    TOKEN_EXPIRED = IllegalRequest, 0x2307;
+    /// A token's data could not be kept.
+    TOKEN_CANCELLED = IllegalRequest, 0x2308;
+    /// A token was deleted by its user.
+    TOKEN_DELETED = IllegalRequest, 0x2309;
+    /// A token of another length than a token has.
+    INVALID_TOKEN_LENGTH = IllegalRequest, 0x230a;
+    /// No room for another copy.
+    INSUFFICIENT_RESOURCES = IllegalRequest, 0x5503;
+    /// No room for another token.
+    INSUFFICIENT_TOKEN_RESOURCES = IllegalRequest, 0x550d;
     /// The logical unit is gone.
     NOT_READY = NotReady, 0x0400;
     /// A SANITIZE is under way.
@@ -153,7 +203,7 @@ senses! {
 impl Sense {
     /// A report with neither information nor pointer.
     pub const fn new(key: Key, code: u16) -> Sense {
-        Sense { key, code, information: None, field: None, progress: None }
+        Sense { key, code, information: None, field: None, progress: None, segment: None }
     }
 
     /// INVALID FIELD IN CDB, pointing at `byte` and, for a field smaller than a byte, its highest bit.
@@ -168,6 +218,21 @@ impl Sense {
         let mut sense = Sense::INVALID_FIELD_IN_PARAMETERS;
         sense.field = Some(FieldPointer { in_cdb: false, byte, bit: None });
         sense
+    }
+
+    /// The same report about `segment` of a copy, pointing at `byte` of its descriptor.
+    #[must_use]
+    pub const fn in_segment(mut self, segment: u16, byte: u16) -> Sense {
+        self.segment = Some(segment);
+        self.field = Some(FieldPointer { in_cdb: false, byte, bit: None });
+        self
+    }
+
+    /// The same report, pointing at `byte` of the parameter data.
+    #[must_use]
+    pub const fn at_parameter(mut self, byte: u16) -> Sense {
+        self.field = Some(FieldPointer { in_cdb: false, byte, bit: None });
+        self
     }
 
     /// The same report with INFORMATION.
@@ -193,7 +258,14 @@ impl Sense {
         self.field.map(|field| {
             let [high, low] = field.byte.to_be_bytes();
             let bit = field.bit.map_or(0, |bit| 0x08 | bit & 7);
-            [0x80 | if field.in_cdb { 0x40 } else { 0 } | bit, high, low]
+            // C/D for a field pointer, SD for a segment pointer.
+            let place = match self.key {
+                Key::CopyAborted if self.segment.is_some() => 0x20,
+                Key::CopyAborted => 0,
+                _ if field.in_cdb => 0x40,
+                _ => 0,
+            };
+            [0x80 | place | bit, high, low]
         })
     }
 
@@ -212,6 +284,10 @@ impl Sense {
                 fixed[0] |= 0x80;
                 fixed[3..7].copy_from_slice(&information.to_be_bytes());
             }
+            if let Some(segment) = self.segment {
+                // Its first two bytes would point at sense data of the source and of the destination.
+                fixed[10..12].copy_from_slice(&segment.to_be_bytes());
+            }
             if let Some(pointer) = self.key_specific() {
                 fixed[15..18].copy_from_slice(&pointer);
             }
@@ -223,6 +299,10 @@ impl Sense {
         if let Some(information) = self.information {
             out.extend_from_slice(&[0x00, 0x0a, 0x80, 0x00]);
             out.extend_from_slice(&information.to_be_bytes());
+        }
+        if let Some(segment) = self.segment {
+            out.extend_from_slice(&[0x01, 0x0a, 0, 0]);
+            out.extend_from_slice(&u64::from(segment).to_be_bytes());
         }
         if let Some([a, b, c]) = self.key_specific() {
             out.extend_from_slice(&[0x02, 0x06, 0, 0, a, b, c, 0]);
@@ -252,6 +332,21 @@ mod tests {
         assert_eq!(fixed[15..18], [0x80, 0x80, 0x01]);
         sense.emit(true, &mut descriptor);
         assert_eq!(descriptor[8..], [0x02, 0x06, 0, 0, 0x80, 0x80, 0x01, 0]);
+    }
+
+    #[test]
+    fn a_failed_segment_is_named_with_a_pointer_into_it() {
+        let sense = Sense::UNREACHABLE_COPY_TARGET.in_segment(0x0102, 6);
+        let mut fixed = Vec::new();
+        sense.emit(false, &mut fixed);
+        assert_eq!((fixed[2], fixed[12], fixed[13]), (0x0a, 0x08, 0x04));
+        assert_eq!(fixed[8..12], [0, 0, 1, 2]);
+        assert_eq!(fixed[15..18], [0x80 | 0x20, 0, 6]);
+        let mut descriptor = Vec::new();
+        sense.emit(true, &mut descriptor);
+        assert_eq!(descriptor[7], 20);
+        assert_eq!(descriptor[8..20], [1, 0x0a, 0, 0, 0, 0, 0, 0, 0, 0, 1, 2]);
+        assert_eq!(descriptor[20..28], [2, 6, 0, 0, 0xa0, 0, 6, 0]);
     }
 
     #[test]

@@ -34,12 +34,16 @@ impl Access {
             | Command::TestUnitReady
             | Command::ReadCapacity10
             | Command::ReadCapacity16 { .. }
+            // These tell a nexus of its own copies, and end them.
+            | Command::ReceiveCopy { .. }
+            | Command::CopyOperationAbort { .. }
             | Command::StartStopUnit { start: true, .. } => Access::Status,
             Command::Read(_)
             | Command::Verify { .. }
             | Command::PreFetch { .. }
             | Command::GetLbaStatus { .. }
             | Command::ReadDefectData { .. }
+            | Command::PopulateToken { .. }
             | Command::ModeSense(_)
             | Command::ReportSupportedOpcodes { .. }
             | Command::ReportSupportedTmfs { .. } => Access::Read,
@@ -52,6 +56,8 @@ impl Access {
             | Command::WriteSame(_)
             | Command::Unmap { .. }
             | Command::CompareAndWrite(_)
+            | Command::ExtendedCopy { .. }
+            | Command::WriteUsingToken { .. }
             | Command::SynchronizeCache { .. }
             | Command::ModeSelect { .. }
             | Command::LogSelect { .. }

@@ -1,0 +1,191 @@
+//! Tokens for data: POPULATE TOKEN freezes blocks, WRITE USING TOKEN captures them elsewhere (SBC-4 5.12, 5.59).
+
+use super::super::nexus::Nexus;
+use super::super::policy::Offload;
+use super::super::reach::{Reach, Reached};
+use super::super::unit::{sense_of_read, Done, LogicalUnit, Refusal};
+use super::held::Operation;
+use super::plan::Role;
+use super::run::{self, From, Part, Plan, Stretch};
+use super::tokens::Represented;
+use super::TOKEN_LIMITS;
+use crate::lun::CopyPiece;
+use playhead_wire::scsi::copy_status::CopyState;
+use playhead_wire::scsi::rod_token::{self, Range, TokenKind, WriteUsing};
+use playhead_wire::scsi::Sense;
+use std::sync::Arc;
+use std::time::Duration;
+
+const POPULATE_TOKEN: u8 = 0x10;
+const WRITE_USING_TOKEN: u8 = 0x11;
+
+/// Refuses ranges beyond the end.
+fn check_ranges(ranges: &[Range], block_count: u64) -> Result<(), Sense> {
+    let outside = |&(lba, count): &Range| lba > block_count || u64::from(count) > block_count - lba;
+    if ranges.iter().any(outside) {
+        return Err(Sense::LBA_OUT_OF_RANGE);
+    }
+    Ok(())
+}
+
+/// The pieces that write the data of `from`, from block `offset` of it on, to the ranges `to`; as far as the data reaches.
+fn pieces(from: &[Range], offset: u64, to: &[Range]) -> Vec<CopyPiece> {
+    let mut pieces = Vec::new();
+    let mut skip = offset;
+    let mut sources = from.iter().filter_map(|&(lba, count)| {
+        let skipped = skip.min(u64::from(count));
+        skip -= skipped;
+        (u64::from(count) > skipped).then(|| (lba + skipped, u64::from(count) - skipped))
+    });
+    let mut source = sources.next();
+    for &(mut lba, count) in to {
+        let mut left = u64::from(count);
+        while left > 0 {
+            let Some((source_lba, there)) = source else {
+                return pieces;
+            };
+            let count = left.min(there);
+            pieces.push(CopyPiece { source_lba, lba, count });
+            lba += count;
+            left -= count;
+            source = if there > count { Some((source_lba + count, there - count)) } else { sources.next() };
+        }
+    }
+    pieces
+}
+
+impl LogicalUnit {
+    /// POPULATE TOKEN. What the token stands for is frozen before the command ends, with IMMED or without.
+    pub(in crate::scsi) fn populate_token(
+        self: &Arc<Self>,
+        nexus: &Arc<Nexus>,
+        list_id: u32,
+        list: &[u8],
+        reach: &dyn Reach,
+    ) -> Result<Done, Refusal> {
+        let Some(tokens) = reach.tokens().filter(|_| self.lun().freezes()) else {
+            return Err(Sense::in_cdb(1, Some(4)).into());
+        };
+        let Some(populate) = rod_token::parse_populate(list, &TOKEN_LIMITS)? else {
+            return Ok(Done::Good);
+        };
+        let at_work =
+            nexus.copies.begin(Some(list_id), Operation::new(POPULATE_TOKEN, populate.immediate))?;
+        let make = || -> Result<u64, Refusal> {
+            self.may_take_part(nexus, Offload::Odx, Role::Source)?;
+            check_ranges(&populate.ranges, self.lun().block_count())?;
+            let frozen = self.lun().freeze().map_err(|error| sense_of_read(&error))?;
+            check_ranges(&populate.ranges, frozen.block_count())?;
+            let blocks = populate.ranges.iter().map(|range| u64::from(range.1)).sum();
+            let data = Represented { frozen, ranges: populate.ranges.clone().into() };
+            let inactivity = Duration::from_secs(u64::from(populate.inactivity_s));
+            at_work.0.made(tokens.make(self, nexus, data, inactivity)?);
+            Ok(blocks)
+        };
+        match make() {
+            Ok(blocks) => {
+                at_work.0.transferred(blocks);
+                at_work.0.end(CopyState::Done, Ok(()));
+                nexus.served(Offload::Odx, 0);
+                Ok(Done::Good)
+            }
+            Err(refusal) => {
+                at_work.0.end(CopyState::Failed, Err(refusal));
+                Err(refusal)
+            }
+        }
+    }
+
+    /// WRITE USING TOKEN.
+    pub(in crate::scsi) fn write_using_token(
+        self: &Arc<Self>,
+        nexus: &Arc<Nexus>,
+        list_id: u32,
+        list: &[u8],
+        reach: &dyn Reach,
+    ) -> Result<Done, Refusal> {
+        let Some(write) = rod_token::parse_write_using(list, &TOKEN_LIMITS)? else {
+            return Ok(Done::Good);
+        };
+        let at_work =
+            nexus.copies.begin(Some(list_id), Operation::new(WRITE_USING_TOKEN, write.immediate))?;
+        match self.plan_write(nexus, &write, reach) {
+            Ok((stretch, short, after)) => {
+                let own = Reached { unit: Arc::clone(self), nexus: Arc::clone(nexus) };
+                let plan = Plan {
+                    at_work,
+                    offload: Offload::Odx,
+                    parts: vec![Part::new(own)],
+                    stretches: vec![stretch],
+                    short,
+                };
+                Ok(run::done(plan, write.immediate, after))
+            }
+            Err(refusal) => {
+                at_work.0.end(CopyState::Failed, Err(refusal));
+                Err(refusal)
+            }
+        }
+    }
+
+    /// What to write, whether it is less than was asked for, and what becomes of the token afterwards.
+    fn plan_write(
+        &self,
+        nexus: &Nexus,
+        write: &WriteUsing,
+        reach: &dyn Reach,
+    ) -> Result<(Stretch, bool, run::After), Refusal> {
+        self.may_take_part(nexus, Offload::Odx, Role::Destination)?;
+        let kind = rod_token::parse(&write.token)?;
+        let TokenKind::PointInTime { id } = kind else {
+            check_ranges(&write.ranges, self.lun().block_count())?;
+            let zeros = write.ranges.iter().map(|&(lba, count)| CopyPiece {
+                source_lba: 0,
+                lba,
+                count: count.into(),
+            });
+            let pieces = zeros.map(|piece| (piece, 0)).collect();
+            return Ok((Stretch { from: From::Zeros, to: 0, pieces }, false, Box::new(|_| {})));
+        };
+        let tokens = reach.tokens().ok_or(Sense::TOKEN_UNKNOWN)?;
+        let data = tokens.take(id, &write.token, self.naa(), nexus, reach)?;
+        let there: u64 = data.ranges.iter().map(|range| u64::from(range.1)).sum();
+        if write.offset >= there {
+            return Err(Sense::in_parameters(8).into());
+        }
+        check_ranges(&write.ranges, self.lun().block_count())?;
+        let asked: u64 = write.ranges.iter().map(|range| u64::from(range.1)).sum();
+        let pieces = pieces(&data.ranges, write.offset, &write.ranges);
+        let stretch = Stretch {
+            from: From::Frozen(data.frozen),
+            to: 0,
+            pieces: pieces.into_iter().map(|piece| (piece, 0)).collect(),
+        };
+        let delete = write.delete;
+        let after: run::After = Box::new(move |end| match end {
+            Err(Refusal::Check(Sense::TOKEN_CANCELLED)) => tokens.cancel(id),
+            _ if delete => tokens.delete(id),
+            _ => tokens.touch(id),
+        });
+        Ok((stretch, asked > there - write.offset, after))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn found(from: &[Range], offset: u64, to: &[Range]) -> Vec<(u64, u64, u64)> {
+        pieces(from, offset, to).iter().map(|p| (p.source_lba, p.lba, p.count)).collect()
+    }
+
+    #[test]
+    fn pieces_follow_both_lists_of_ranges() {
+        let from = [(100, 4), (0, 0), (50, 8)];
+        assert_eq!(found(&from, 0, &[(7, 12)]), [(100, 7, 4), (50, 11, 8)]);
+        assert_eq!(found(&from, 2, &[(7, 1), (20, 3)]), [(102, 7, 1), (103, 20, 1), (50, 21, 2)]);
+        assert_eq!(found(&from, 4, &[(7, 100)]), [(50, 7, 8)]);
+        assert_eq!(found(&from, 11, &[(7, 0), (9, 5)]), [(57, 9, 1)]);
+        assert_eq!(found(&from, 12, &[(7, 1)]), []);
+    }
+}
