@@ -437,8 +437,11 @@ impl Command {
                     0x08 => CopyReport::AllRodTokens,
                     _ => return Err(long(1, 4)),
                 };
-                let one_byte = (what as u8) < CopyReport::Status4 as u8;
-                let list_id = if one_byte { u32::from(cdb[2]) } else { be32(cdb, 2) };
+                let list_id = match what {
+                    CopyReport::Status1 | CopyReport::Data1 | CopyReport::FailureDetails1 => cdb[2].into(),
+                    CopyReport::Status4 | CopyReport::Data4 | CopyReport::RodTokenInformation => be32(cdb, 2),
+                    CopyReport::OperatingParameters | CopyReport::AllRodTokens => 0,
+                };
                 Command::ReceiveCopy { what, list_id, allocation_bytes: be32(cdb, 10) }
             }
             0x89 => {
