@@ -94,7 +94,7 @@ fn acts() -> Vec<Act> {
 
 /// A new group. Other tests start processes: one that is between fork and exec holds the group's lock with us for a moment, and then
 /// the group finds itself busy.
-fn create(dir: &Path) -> (PathBuf, Group) {
+pub(crate) fn create(dir: &Path) -> (PathBuf, Group) {
     for attempt in 0..100 {
         let path = dir.join(attempt.to_string());
         match Group::create(Arc::new(DiskFiles), &path, "g", &Options::default()) {

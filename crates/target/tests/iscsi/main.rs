@@ -6,6 +6,7 @@
 mod captured;
 mod chap;
 mod clients;
+mod clones;
 mod copies;
 mod device;
 mod hostile;
