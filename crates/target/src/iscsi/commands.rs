@@ -96,6 +96,9 @@ fn wrong_length(command: &Command, announced: u64, needed: u64) -> Option<Sense>
     if command.list_bytes().is_some_and(|list| announced < u64::from(list)) {
         return Some(Sense::PARAMETER_LIST_LENGTH);
     }
+    if matches!(command, Command::CompareAndWrite(_)) && announced != needed {
+        return Some(Sense::in_cdb(13, None)); // its count is of half the data, and ends at 255
+    }
     let inexact = command.needs_exact_data() && announced != needed;
     let torn = matches!(command, Command::Write(_) | Command::WriteAndVerify { .. })
         && announced < needed
@@ -149,7 +152,8 @@ impl Session {
             Ok(command) => command,
             Err(sense) => {
                 let view = &self.views[at];
-                let sense = view.unit.attention(&view.nexus).unwrap_or(sense);
+                let first = view.unit.attention(&view.nexus);
+                let sense = first.or(view.unit.barred_unread(&request.cdb, &sense)).unwrap_or(sense);
                 self.check(at, &asked, &sense);
                 return Ok(());
             }

@@ -133,7 +133,10 @@ impl LogicalUnit {
     /// WRITE SAME (SBC-4 5.52): zeros are a record of their own, deallocated if UNMAP asks for it. Returns the bytes changed.
     pub(super) fn write_same(&self, request: &WriteSame, data_out: &[u8]) -> Result<u64, Sense> {
         let lba = request.lba;
-        let count = u64::from(request.count);
+        let count = match request.count {
+            0 => self.lun.block_count().saturating_sub(lba),
+            count => u64::from(count),
+        };
         if !request.no_data {
             require(data_out, BLOCK_BYTES)?;
         }

@@ -81,8 +81,7 @@ impl LogicalUnit {
         if lba >= block_count || u64::from(count) > block_count - lba {
             return Err(Sense::LBA_OUT_OF_RANGE);
         }
-        let names_none = count == 0 && matches!(command, Command::WriteSame(_));
-        if count > most || names_none {
+        if count > most {
             return Err(Sense::INVALID_FIELD_IN_CDB);
         }
         Ok(())

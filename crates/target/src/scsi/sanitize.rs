@@ -123,6 +123,11 @@ pub(super) fn runs_anyway(command: &Command) -> bool {
     )
 }
 
+/// As [`runs_anyway`], as far as the operation code tells.
+pub(super) fn runs_anyway_code(code: u8) -> bool {
+    matches!(code, 0x03 | 0x12 | 0x48 | 0xa0 | 0xa3)
+}
+
 impl LogicalUnit {
     /// SANITIZE (SBC-4 5.30).
     pub(super) fn sanitize(&self, request: &Sanitize, data_out: &[u8]) -> Result<Done, Refusal> {

@@ -247,6 +247,13 @@ impl LogicalUnit {
         self.device.sanitizer.bars().filter(|_| !sanitize::runs_anyway(command))
     }
 
+    /// As [`LogicalUnit::barred`], for a CDB that was refused with `refusal`: what a SANITIZE bars is not looked into. A code that there
+    /// is not stays one.
+    pub fn barred_unread(&self, cdb: &[u8; 16], refusal: &Sense) -> Option<Sense> {
+        let unknown = *refusal == Sense::INVALID_OPCODE || sanitize::runs_anyway_code(cdb[0]);
+        self.device.sanitizer.bars().filter(|_| !unknown)
+    }
+
     /// Whether `command` may run now for `nexus`. Errors are its end.
     ///
     /// Checks, in this order: unit attentions, asymmetric access, policy, reservations, a SANITIZE under way, a stopped unit, block

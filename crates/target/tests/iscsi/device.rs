@@ -128,11 +128,11 @@ fn compare_and_write_wants_its_data_whole() {
     let (_server, disk, mut peer) = start();
     let data = pattern(4 * BLOCK, 3);
     let before = disk.batches.load(Ordering::Relaxed);
-    for count in [1u8, 3] {
+    for count in [0u8, 1, 3] {
         let mut cdb = cdb_16(0x89, 0, 0, 0);
         cdb[13] = count;
         let ended = announce(&mut peer, &cdb, 2048, &data);
-        assert_eq!((ended.status, ended.sense), (2, Some(0x0e03)), "{count}");
+        assert_eq!((ended.status, ended.sense), (2, Some(0x2400)), "{count}");
     }
     assert_eq!(disk.batches.load(Ordering::Relaxed), before);
 }
@@ -166,10 +166,15 @@ fn write_same_and_unmap_of_everything_are_one_change_each() {
     unmap.extend_from_slice(&[0; 4]);
     assert!(is_good(&peer.command(&[0x42, 0, 0, 0, 0, 0, 0, 0, 24, 0], 0, &unmap)));
     assert_eq!(disk.batches.load(Ordering::Relaxed), before + 2);
-    // Number of blocks 0 (WSNZ), and anchoring (ANC_SUP), are not there.
-    for refused in [cdb_16(0x93, 0, 0, 0), cdb_16(0x93, 0x18, 0, 8)] {
-        assert_eq!(peer.command(&refused, 0, &[0; BLOCK]).sense, Some(0x2400));
-    }
+    // Number of blocks 0: to the end.
+    assert_eq!(limits[4] & 1, 0, "WSNZ");
+    assert!(is_good(&peer.command(&cdb_16(0x93, 0, 8000, 0), 0, &[0x33; BLOCK])));
+    assert_eq!(disk.batches.load(Ordering::Relaxed), before + 3);
+    assert_eq!(peer.read(7999, 2 * BLOCK).data, [[0; BLOCK], [0x33; BLOCK]].concat());
+    assert_eq!(peer.read(8191, BLOCK).data, [0x33; BLOCK]);
+    assert_eq!(peer.command(&cdb_16(0x93, 0, BLOCKS, 0), 0, &[0; BLOCK]).sense, Some(0x2100));
+    // No block can be anchored (ANC_SUP).
+    assert_eq!(peer.command(&cdb_16(0x93, 0x18, 0, 8), 0, &[0; BLOCK]).sense, Some(0x2400));
 }
 
 #[test]

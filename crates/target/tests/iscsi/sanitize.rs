@@ -60,6 +60,10 @@ fn an_overwrite_writes_the_pattern_everywhere_and_bars_others_meanwhile() {
         assert_eq!(peer.read(0, BLOCK).sense, Some(0x041b));
         assert_eq!(peer.write(0, &[1; BLOCK]).sense, Some(0x041b));
         assert_eq!(peer.command(&sanitize(2, &[]), 0, &[]).sense, Some(0x041b));
+        // Not even what is wrong with a command is looked for.
+        assert_eq!(peer.command(&[0x1b, 1, 0, 0, 0x12, 0], 0, &[]).sense, Some(0x041b));
+        assert_eq!(peer.command(&[0xff; 6], 0, &[]).sense, Some(0x2000));
+        assert_eq!(peer.command(&sanitize(4, &[]), 0, &[]).sense, Some(0x2400));
         assert!(is_good(&peer.command(&[0x12, 0, 0, 0, 96, 0], 96, &[])), "INQUIRY");
         let sense = peer.command(&[0x03, 0, 0, 0, 18, 0], 18, &[]).data;
         assert_eq!((sense[2], sense[12], sense[13], sense[15]), (2, 0x04, 0x1b, 0x80), "progress");

@@ -32,7 +32,7 @@ pub enum ByteCheck {
 pub struct WriteSame {
     /// First block.
     pub lba: u64,
-    /// Blocks, at least 1: "all to the end" is refused (WSNZ).
+    /// Blocks; 0 means all to the end.
     pub count: u32,
     /// Deallocate if that reads as the data.
     pub unmap: bool,

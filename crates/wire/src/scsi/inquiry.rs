@@ -121,7 +121,6 @@ pub fn emit_page(
         }
         0xb0 => {
             let mut data = [0; 60];
-            data[0] = 0x01; // WSNZ: WRITE SAME names its number of blocks
             data[1] = limits.compare_and_write;
             data[2..4].copy_from_slice(&limits.transfer_granularity.to_be_bytes());
             data[4..8].copy_from_slice(&limits.transfer.to_be_bytes());
@@ -257,7 +256,7 @@ mod tests {
     #[test]
     fn block_limits_have_their_fields_in_place() {
         let out = page(0xb0, &THIN);
-        assert_eq!((out.len(), out[4], out[5]), (64, 1, 255));
+        assert_eq!((out.len(), out[4], out[5]), (64, 0, 255));
         assert_eq!(out[20..24], u32::MAX.to_be_bytes());
         assert_eq!(out[36..44], (1u64 << 37).to_be_bytes());
         assert_eq!(out[44..48], 32768u32.to_be_bytes());
