@@ -89,11 +89,17 @@ MIGRATIONS = (
         permanent INTEGER NOT NULL CHECK (permanent IN (0, 1))
     ) STRICT;
     """,
+    """
+    ALTER TABLE exports ADD COLUMN physical_block_bytes INTEGER NOT NULL DEFAULT 4096
+        CHECK (physical_block_bytes IN (512, 4096));
+    """,
 )
 """Migration n brings a catalogue from version n to n + 1. Never edited once released; only added to."""
 
 VERSION = len(MIGRATIONS)
 MAX_LUNS = 256
+PHYSICAL_BLOCK_BYTES = 4096
+"""Of a volume nobody said otherwise of: what the journal writes best."""
 
 GroupState = Literal["creating", "ready", "deleting"]
 
@@ -122,6 +128,8 @@ class Export:
 
     lun: int
     read_only: bool
+    physical_block_bytes: int
+    """What the volume calls a physical block: 512 for hosts that want native blocks, 4096 otherwise."""
 
 
 def private(path: Path) -> None:
@@ -240,21 +248,22 @@ class Catalogue:
             db.execute("DELETE FROM groups WHERE name = ?", (name,))
 
     def exports(self, group: str) -> dict[str, Export]:
-        """Each exported volume's number, and whether it is read-only for everybody."""
+        """How each of a group's volumes is exported."""
         with self.transaction() as db:
             rows = db.execute(
-                "SELECT volume, lun, read_only FROM exports WHERE group_name = ? ORDER BY lun", (group,)
+                "SELECT volume, lun, read_only, physical_block_bytes FROM exports WHERE group_name = ? ORDER BY lun",
+                (group,),
             ).fetchall()
-        return {volume: Export(lun, bool(read_only)) for volume, lun, read_only in rows}
+        return {volume: Export(lun, bool(read_only), block) for volume, lun, read_only, block in rows}
 
-    def add_export(self, group: str, volume: str) -> Export:
+    def add_export(self, group: str, volume: str, physical_block_bytes: int = PHYSICAL_BLOCK_BYTES) -> Export:
         """Gives a volume the lowest free LUN number, or the one it has. A number that a mapping uses in the group is not free: a host
         would find two volumes behind it.
         """
         with self.transaction() as db:
             own = dict(db.execute("SELECT volume, lun FROM exports WHERE group_name = ?", (group,)).fetchall())
             if volume in own:
-                return Export(int(own[volume]), False)
+                return Export(int(own[volume]), False, physical_block_bytes)
             mapped = db.execute("SELECT lun FROM mappings WHERE path GLOB ?", (f"{group}/*",)).fetchall()
             taken = {*own.values(), *(lun for (lun,) in mapped)}
             free = next((n for n in range(MAX_LUNS) if n not in taken), None)
@@ -264,8 +273,11 @@ class Catalogue:
                 )
             if not db.execute("SELECT 1 FROM groups WHERE name = ?", (group,)).fetchone():
                 raise not_found(f"there is no group {group}")
-            db.execute("INSERT INTO exports (group_name, volume, lun) VALUES (?, ?, ?)", (group, volume, free))
-            return Export(free, False)
+            db.execute(
+                "INSERT INTO exports (group_name, volume, lun, physical_block_bytes) VALUES (?, ?, ?, ?)",
+                (group, volume, free, physical_block_bytes),
+            )
+            return Export(free, False, physical_block_bytes)
 
     def set_read_only(self, group: str, volume: str, read_only: bool) -> None:
         with self.transaction() as db:

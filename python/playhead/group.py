@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from playhead import _native, log, names
 from playhead._native import NativeError
-from playhead.catalogue import Catalogue, Export, GroupRow
+from playhead.catalogue import PHYSICAL_BLOCK_BYTES, Catalogue, Export, GroupRow
 from playhead.errors import PlayheadError, conflict, not_found
 from playhead.export import Exports
 from playhead.masking import Place
@@ -267,6 +267,7 @@ class Group:
             number=volume["number"],
             base=volume["base"],
             adopted=volume["adopted"],
+            physical_block_bytes=self._physical_block_bytes(volume),
             created_lsn=volume["created_lsn"],
         )
 
@@ -291,7 +292,11 @@ class Group:
         export = self._luns.get(volume["name"])
         return export.lun if export else volume["number"]
 
-    def create_volume(self, name: str, size_bytes: int) -> Volume:
+    def _physical_block_bytes(self, volume: VolumeDict) -> int:
+        export = self._luns.get(volume["name"])
+        return export.physical_block_bytes if export else PHYSICAL_BLOCK_BYTES
+
+    def create_volume(self, name: str, size_bytes: int, physical_block_bytes: int) -> Volume:
         """A new volume that reads as zeros and takes no space until written."""
         names.check_volume(name)
         if size_bytes <= 0 or size_bytes % BLOCK_BYTES or size_bytes > MAX_VOLUME_BYTES:
@@ -300,23 +305,23 @@ class Group:
                 f"volume {self.row.name}/{name} cannot have {size_bytes} bytes",
                 f"give a multiple of {BLOCK_BYTES} up to {show_size(MAX_VOLUME_BYTES)}",
             )
-        return self._add_volume(name, lambda: self.engine.add_sparse_volume(name, size_bytes))
+        return self._add_volume(name, lambda: self.engine.add_sparse_volume(name, size_bytes), physical_block_bytes)
 
-    def adopt_volume(self, name: str, path: str) -> Volume:
+    def adopt_volume(self, name: str, path: str, physical_block_bytes: int) -> Volume:
         """A volume whose base is an image or device that exists; its blocks are where they were."""
         names.check_volume(name)
         if not Path(path).is_absolute():
             raise PlayheadError(
                 "invalid", f"volume {self.row.name}/{name}: {path!r} is not an absolute path", "write it from / on"
             )
-        return self._add_volume(name, lambda: self.engine.adopt_volume(name, path))
+        return self._add_volume(name, lambda: self.engine.adopt_volume(name, path), physical_block_bytes)
 
-    def _add_volume(self, name: str, add: Callable[[], VolumeDict]) -> Volume:
+    def _add_volume(self, name: str, add: Callable[[], VolumeDict], physical_block_bytes: int) -> Volume:
         with self._lock:
             volume = add()
             # A crash may have left rules of a volume that had this name before.
             self._access.forget_disk(f"{self.row.name}/{name}")
-            self._luns[name] = self._catalogue.add_export(self.row.name, name)
+            self._luns[name] = self._catalogue.add_export(self.row.name, name, physical_block_bytes)
             self._export_volume(name)
             _log.info(
                 "volume added", volume=f"{self.row.name}/{name}", blocks=volume["block_count"], lun=self._luns[name].lun
@@ -342,7 +347,8 @@ class Group:
             _log.info("volume deleted", volume=path, base="deleted" if delete_base else "kept")
 
     def _export_volume(self, name: str) -> None:
-        disk, export = self.engine.volume_lun(name), self._luns[name]
+        export = self._luns[name]
+        disk = self.engine.volume_lun(name, export.physical_block_bytes)
         if export.read_only:
             disk.set_read_only(True)
         self._exports.add_disk(Place(f"{self.row.name}/{name}", self.row.iqn, export.lun), disk)
@@ -425,7 +431,7 @@ class Group:
         iqn, name = self._image_iqn(image["name"]), image["name"]
         self._exports.add_target(iqn)
         for volume in self.engine.image_volumes(name):
-            disk = self.engine.image_lun(name, volume["name"])
+            disk = self.engine.image_lun(name, volume["name"], self._physical_block_bytes(volume))
             place = Place(f"{self.row.name}/{name}/{volume['name']}", iqn, self._lun(volume))
             self._exports.add_disk(place, disk)
 

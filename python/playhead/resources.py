@@ -54,6 +54,9 @@ class Volume(Disk):
     number: int = Field(description="Its number in the journal's records")
     base: list[str] = Field(description="The plain files or device that hold its blocks as of the trailing edge")
     adopted: bool
+    physical_block_bytes: int = Field(
+        description="What hosts are told is a physical block: 512, their own block, or 4096"
+    )
     created_lsn: int
 
 

@@ -18,6 +18,7 @@ import sys
 import tempfile
 import tomllib
 from collections.abc import Iterable
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -29,6 +30,8 @@ FAMILY_LIMIT_S = 60.0
 """Seconds a family may take before what it has not done counts as not run."""
 TEST_LIMIT_S = 30.0
 """Seconds a single test may take before it counts as hung."""
+HUGE_LIMIT_S = 240.0
+"""The same for a test of the huge LUN."""
 
 _TEST = re.compile(r"^\s*Test: (\S+) \.\.\.")
 # What the suite prints after a test, about reservations, may follow on the verdict's line.
@@ -87,31 +90,45 @@ class Run:
     def all(self, chosen: Iterable[str] = ()) -> dict[str, str]:
         """Runs everything, or the families and tests ``chosen``. Returns test name -> passed, failed, skipped, hung or crashed."""
         wanted = set(chosen)
-        outcomes: dict[str, str] = {}
+        families = {}
         for family, names in self.suite.tests().items():
             tests = [f"{family}.{name}" for name in names]
-            if wanted and family not in wanted:
-                tests = [test for test in tests if test in wanted]
-            outcomes |= self.family(family, tests, whole=len(tests) == len(names))
+            families[family] = [test for test in tests if not wanted or wanted & {family, test}]
+        # What takes minutes has a target of its own and runs beside the rest.
+        long = [test for tests in families.values() for test in tests if place(test) is Place.HUGE]
+        outcomes: dict[str, str] = {}
+        with ThreadPoolExecutor(1) as pool:
+            beside = [(test, pool.submit(self._alone, test)) for test in long]
+            for family, tests in families.items():
+                outcomes |= self.family(family, [test for test in tests if test not in long])
+            outcomes |= {test: outcome.result() for test, outcome in beside}
         return outcomes
 
-    def family(self, family: str, tests: list[str], whole: bool = True) -> dict[str, str]:
+    def family(self, family: str, tests: list[str]) -> dict[str, str]:
         """Runs ``tests`` of one family: at one go if they are all it has and run in one place, then singly what did not end cleanly."""
         outcomes: dict[str, str] = {}
         places = {place(test) for test in tests}
-        if whole and len(places) == 1:
+        if len(tests) == len(self.suite.tests()[family]) and len(places) == 1:
             found = self._start(family, places.pop(), FAMILY_LIMIT_S)
             outcomes = {test: outcome for test, outcome in found.items() if outcome not in {"hung", "crashed"}}
-        for test in tests:
-            if test not in outcomes:
-                alone = self._start(test, place(test), TEST_LIMIT_S)
-                # Nothing at all: it could not even log in.
-                outcomes[test] = alone.get(test, "crashed")
-        return {test: outcomes[test] for test in tests}
+        return {test: outcomes.get(test) or self._alone(test) for test in tests}
+
+    def _alone(self, test: str) -> str:
+        where = place(test)
+        outcomes = self._start(test, where, HUGE_LIMIT_S if where is Place.HUGE else TEST_LIMIT_S)
+        # Nothing at all: it could not even log in.
+        return outcomes.get(test, "crashed")
 
     def _start(self, name: str, where: Place, limit_s: float) -> dict[str, str]:
         # Verbose: some tests say only there that they skip.
-        arguments = ["--Verbose-scsi", "--dataloss", "--allow-sanitize", "-t", f"ALL.{name}", *self.target.urls(where)]
+        arguments = [
+            "--Verbose-scsi",
+            "--dataloss",
+            "--allow-sanitize",
+            "-t",
+            f"ALL.{name}",
+            *self.target.arguments(where),
+        ]
         command = ["stdbuf", "-oL", *self.suite.command, *arguments]
         with tempfile.TemporaryFile("w+", errors="replace") as output:
             process = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=output, stderr=subprocess.STDOUT)
@@ -166,7 +183,7 @@ class _OneUrl:
     def __init__(self, url: str) -> None:
         self._url = url
 
-    def urls(self, place: Place) -> list[str]:
+    def arguments(self, place: Place) -> list[str]:
         return [self._url] * (2 if place is Place.TWO_PORTALS else 1)
 
 

@@ -14,9 +14,11 @@ class Place(enum.Enum):
     READ_ONLY = "a write-protected LUN"
     NATIVE = "a LUN whose physical blocks are its logical ones"
     CHAP = "a target that demands CHAP"
+    HUGE = "a thin LUN of 64 TiB, so that overwriting it takes a while"
 
 
 SIZE_BYTES = 1 << 30
+HUGE_BYTES = 64 << 40
 USER, SECRET = "suite", "no-secret-at-all"
 
 WANTED = {
@@ -26,6 +28,8 @@ WANTED = {
     # answer starts at the block asked for) where physical blocks are logical ones.
     "GetLBAStatus.UnmapSingle": Place.NATIVE,
     "iSCSICHAP": Place.CHAP,
+    # Wants an overwrite to last for more than four seconds, and looks once a minute whether it is over.
+    "Sanitize.Reset": Place.HUGE,
 }
 
 
@@ -39,6 +43,7 @@ class Target(Protocol):
 
     name: str
 
-    def urls(self, place: Place) -> list[str]:
-        """The addresses for the suite's command line: one, or two for two paths. Where the target has no such place, the plain LUN."""
+    def arguments(self, place: Place) -> list[str]:
+        """The end of the suite's command line: options, and the LUN's address, or two for two paths. Where the target has no such place, the
+        plain LUN's."""
         ...

@@ -46,6 +46,7 @@ class Suite:
     command: tuple[str, ...]
     """What to start it with; its arguments follow."""
 
+    @functools.cache  # noqa: B019 - there are two of them
     def tests(self) -> dict[str, list[str]]:
         """Family -> its tests, in their order."""
         # The same names without the family test follow under other suites ("SCSI.", "LINUX."); ALL has every one.

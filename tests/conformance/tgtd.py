@@ -33,7 +33,7 @@ class TgtdTarget:
         self._ports = [_free_port(), _free_port()]
         # The control number names a socket of the machine; 0 is the one of a tgtd that the machine itself may run.
         self._control = str(self._ports[0] % 32767 + 1)
-        self._urls: dict[Place, list[str]] = {}
+        self._arguments: dict[Place, list[str]] = {}
         self._process: subprocess.Popen[bytes] | None = None
 
     def __enter__(self) -> Self:
@@ -49,9 +49,9 @@ class TgtdTarget:
     ) -> None:
         self.close()
 
-    def urls(self, place: Place) -> list[str]:
-        """The addresses for the suite's command line."""
-        return self._urls.get(place, self._urls[Place.PLAIN])
+    def arguments(self, place: Place) -> list[str]:
+        """The end of the suite's command line."""
+        return self._arguments.get(place, self._arguments[Place.PLAIN])
 
     def close(self) -> None:
         """Ends tgtd and removes its files."""
@@ -75,14 +75,14 @@ class TgtdTarget:
                 raise TgtdError(f"tgtd did not start: {(self._folder / 'tgtd.log').read_text()}")
             time.sleep(0.05)
         plain = self._target(1, "plain")
-        self._urls[Place.PLAIN] = plain[:1]
-        self._urls[Place.TWO_PORTALS] = plain
-        self._urls[Place.READ_ONLY] = self._target(2, "read-only", "readonly=1")[:1]
-        self._urls[Place.NATIVE] = self._target(3, "native", "lbppbe=0")[:1]
+        self._arguments[Place.PLAIN] = plain[:1]
+        self._arguments[Place.TWO_PORTALS] = plain
+        self._arguments[Place.READ_ONLY] = self._target(2, "read-only", "readonly=1")[:1]
+        self._arguments[Place.NATIVE] = self._target(3, "native", "lbppbe=0")[:1]
         chap = self._target(4, "chap")[0]
         self._adm("new", "account", "--user", USER, "--password", SECRET)
         self._adm("bind", "account", "--tid", "4", "--user", USER)
-        self._urls[Place.CHAP] = [chap.replace("iscsi://", f"iscsi://{USER}%{SECRET}@")]
+        self._arguments[Place.CHAP] = [chap.replace("iscsi://", f"iscsi://{USER}%{SECRET}@")]
 
     def _target(self, number: int, name: str, *parameters: str) -> list[str]:
         """A new target with a thin LUN 1; LUN 0 is tgtd's controller. Returns its address by each portal."""

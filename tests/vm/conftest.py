@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import os
+import random
 from collections.abc import Generator, Iterator
 from pathlib import Path
 
@@ -89,6 +90,14 @@ def playhead(appliance: Appliance) -> PlayheadAppliance:
     if not isinstance(appliance, PlayheadAppliance):
         pytest.skip(f"{appliance.name} has no journal")
     return appliance
+
+
+@pytest.fixture
+def source(request: pytest.FixtureRequest) -> Iterator[random.Random]:
+    """Random data of a seed that is printed."""
+    seed = random.randrange(1 << 32)
+    print(f"seed {seed}")
+    yield random.Random(seed)
 
 
 @pytest.fixture

@@ -84,6 +84,12 @@ class PlayheadAppliance:
         ]
         return found
 
+    def mask(self, disk: Disk, host: str, initiator: str) -> None:
+        """Lets only this initiator see the disk, as the host of that name."""
+        group, _, volume = disk.nbd_export.partition("/")
+        self._do("host", "create", host, "--initiator", initiator)
+        self._do("host", "map", host, f"{group}/{volume}")
+
     def restart(self, crash: bool = False) -> None:
         """Ends the service, cleanly or by SIGKILL, and starts it again on the same addresses."""
         if self._server is not None:

@@ -200,10 +200,11 @@ impl Group {
         py.detach(|| self.inner.volumes()).iter().map(Volume::from).collect()
     }
 
-    fn volume_lun(&self, py: Python<'_>, name: &str) -> PyResult<Lun> {
+    #[pyo3(signature = (name, physical_block_bytes = 4096))]
+    fn volume_lun(&self, py: Python<'_>, name: &str, physical_block_bytes: u32) -> PyResult<Lun> {
         let volume = unlocked(py, || self.inner.volume(name))?;
         let uuid = volume.info().uuid;
-        Ok(Lun::new(volume, uuid, format!("{}/{name}", self.inner.name())))
+        Lun::new(volume, uuid, format!("{}/{name}", self.inner.name()), physical_block_bytes)
     }
 
     fn head(&self, py: Python<'_>) -> Point {
@@ -272,13 +273,20 @@ impl Group {
         Ok(volumes.iter().map(Volume::from).collect())
     }
 
-    fn image_lun(&self, py: Python<'_>, image: &str, volume: &str) -> PyResult<Lun> {
+    #[pyo3(signature = (image, volume, physical_block_bytes = 4096))]
+    fn image_lun(
+        &self,
+        py: Python<'_>,
+        image: &str,
+        volume: &str,
+        physical_block_bytes: u32,
+    ) -> PyResult<Lun> {
         let (info, found) = unlocked(py, || {
             let opened = self.inner.image(image)?;
             Ok((opened.info(), opened.volume(volume)?))
         })?;
         let uuid = image_uuid(found.info().uuid, &info);
-        Ok(Lun::new(found, uuid, format!("{}/{image}/{volume}", self.inner.name())))
+        Lun::new(found, uuid, format!("{}/{image}/{volume}", self.inner.name()), physical_block_bytes)
     }
 
     fn rewind(&self, py: Python<'_>, lsn: u64) -> PyResult<Rewind> {

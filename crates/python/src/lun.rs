@@ -1,10 +1,12 @@
 //! A disk that a front end can export.
 
+use crate::error::native;
 use playhead_target::{
     lun::{LunIdentity, LunRef},
-    splitter::{self, ArraySplitter},
+    splitter::ArraySplitter,
 };
 use pyo3::prelude::*;
+use std::sync::Arc;
 use uuid::Uuid;
 
 /// A volume of production or of an image, ready to be exported. Opaque to Python but for who it is.
@@ -14,9 +16,22 @@ pub(crate) struct Lun {
 }
 
 impl Lun {
-    /// Puts `volume` behind the array-based splitter.
-    pub(crate) fn new(volume: playhead_journal::Volume, uuid: Uuid, name: String) -> Self {
-        Self { inner: splitter::lun(volume, LunIdentity { uuid: *uuid.as_bytes(), name }) }
+    /// Puts `volume` behind the array-based splitter, in physical blocks of `physical_block_bytes`: 512 or 4096.
+    pub(crate) fn new(
+        volume: playhead_journal::Volume,
+        uuid: Uuid,
+        name: String,
+        physical_block_bytes: u32,
+    ) -> PyResult<Self> {
+        if !matches!(physical_block_bytes, 512 | 4096) {
+            return Err(native(
+                "invalid",
+                &format!("a physical block has 512 or 4096 bytes, not {physical_block_bytes}"),
+            ));
+        }
+        let identity = LunIdentity { uuid: *uuid.as_bytes(), name };
+        let splitter = ArraySplitter::new(volume, identity).with_physical_block_bytes(physical_block_bytes);
+        Ok(Self { inner: Arc::new(splitter) })
     }
 }
 

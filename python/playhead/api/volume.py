@@ -1,6 +1,6 @@
 """Volumes of production."""
 
-from typing import Self
+from typing import Literal, Self
 
 from fastapi import APIRouter
 from pydantic import BaseModel, ConfigDict, Field, model_validator
@@ -19,6 +19,10 @@ class VolumeCreate(BaseModel):
     name: str
     size_bytes: int | None = Field(default=None, description="Of a sparse volume: a multiple of 512, up to 64 TiB")
     adopt_path: str | None = Field(default=None, description="A raw image or block device to take over in place")
+
+    physical_block_bytes: Literal[512, 4096] = Field(
+        default=4096, description="What hosts are told is a physical block; 512 for those that want blocks to be native"
+    )
 
     @model_validator(mode="after")
     def _one_of_both(self) -> Self:
@@ -51,8 +55,8 @@ def list_volumes(group: TheGroup) -> list[Volume]:
 def create_volume(body: VolumeCreate, group: TheGroup) -> Volume:
     """Adds a volume and exports it."""
     if body.adopt_path is not None:
-        return group.adopt_volume(body.name, body.adopt_path)
-    return group.create_volume(body.name, body.size_bytes or 0)
+        return group.adopt_volume(body.name, body.adopt_path, body.physical_block_bytes)
+    return group.create_volume(body.name, body.size_bytes or 0, body.physical_block_bytes)
 
 
 @router.get("/groups/{group}/volumes/{volume}")

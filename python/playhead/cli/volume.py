@@ -21,6 +21,15 @@ COLUMNS: list[Column] = [
 ]
 
 
+physical_block_option = click.option(
+    "--physical-block",
+    type=click.Choice(["512", "4096"]),
+    default="4096",
+    show_default=True,
+    help="Bytes that hosts are told are a physical block; 512 for hosts that want native blocks.",
+)
+
+
 @click.group("volume")
 def command() -> None:
     """Volumes: protected LUNs of a group."""
@@ -29,25 +38,29 @@ def command() -> None:
 @command.command("create")
 @object_argument("volume")
 @click.option("--size", "size_text", required=True, metavar="SIZE", help="Like 10G or 64T, or bytes; up to 64 TiB.")
+@physical_block_option
 @output_option
 @click.pass_obj
-def create(cli: Cli, which: tuple[str, str], size_text: str, as_json: bool) -> None:
+def create(cli: Cli, which: tuple[str, str], size_text: str, physical_block: str, as_json: bool) -> None:
     """Make a new volume. It reads as zeros and takes no space until written."""
     group, name = which
-    show(cli.post("groups", group, "volumes", body={"name": name, "size_bytes": parse_size(size_text)}), as_json)
+    body = {"name": name, "size_bytes": parse_size(size_text), "physical_block_bytes": int(physical_block)}
+    show(cli.post("groups", group, "volumes", body=body), as_json)
 
 
 @command.command("adopt")
 @object_argument("volume")
 @click.option("--path", required=True, type=click.Path(), help="Raw image or block device on the appliance.")
+@physical_block_option
 @output_option
 @click.pass_obj
-def adopt(cli: Cli, which: tuple[str, str], path: str, as_json: bool) -> None:
+def adopt(cli: Cli, which: tuple[str, str], path: str, physical_block: str, as_json: bool) -> None:
     """Take over an existing raw image or block device in place: its blocks are the volume's."""
     group, name = which
     # Not resolved: a link such as /dev/disk/by-id/… names the device better than what it points to today.
     absolute = str(Path(path).absolute())
-    show(cli.post("groups", group, "volumes", body={"name": name, "adopt_path": absolute}), as_json)
+    body = {"name": name, "adopt_path": absolute, "physical_block_bytes": int(physical_block)}
+    show(cli.post("groups", group, "volumes", body=body), as_json)
 
 
 @command.command("list")
@@ -130,6 +143,7 @@ def show(volume: dict[str, Any], as_json: bool) -> None:
             ("nbd", volume["nbd_url"]),
             ("access", "read-only" if volume["read_only"] else "read-write"),
             ("seen by", seen_by(volume)),
+            ("physical block", f"{volume['physical_block_bytes']} bytes"),
             ("base", volume["base"]),
             ("adopted", volume["adopted"]),
             ("uuid", volume["uuid"]),
