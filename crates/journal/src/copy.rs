@@ -82,7 +82,7 @@ impl CopyPiece {
 
 impl Volume {
     /// Copies `pieces` of `source` here, in this order, each from the source as the pieces before have left it; one that overlaps its
-    /// own source is read as it was before the piece. Within one line of history it is one batch, all or none: one record a piece, or
+    /// own source is read as it was before the piece. Within one line of history it is one batch of up to 65,536 records, all or none: one a piece, or
     /// as many as the shift goes into the length of one that overlaps itself (beyond 1,024 it travels as data, batch by batch). From another state of the
     /// group what is the same here is references, the rest data, in batches of up to 4 MiB of it; from another group all is data or zeros.
     pub fn copy(&self, source: &Volume, pieces: &[CopyPiece]) -> Result<Copied> {

@@ -17,7 +17,7 @@ use crate::{
     segment::place,
     view::Piece,
     volume::{Change, Volume},
-    Lsn, Result, BLOCK_BYTES,
+    Error, Lsn, Result, BLOCK_BYTES,
 };
 
 /// Bytes of data in one batch, and at most half a segment.
@@ -27,6 +27,9 @@ const MIN_REACH_BLOCKS: u64 = 64;
 /// Blocks that are compared between two states at once.
 const COMPARE_BLOCKS: u64 = 1 << 21;
 
+/// What no record is ever on.
+const NO_TIMELINE: TimelineId = 0;
+
 /// A stretch of a copy from another state.
 #[derive(Debug, Clone, Copy)]
 struct Part {
@@ -34,6 +37,9 @@ struct Part {
     /// The own line has the very same in the source volume.
     same: bool,
 }
+
+/// Blocks that were changed (first, count), and the head that was looked up to.
+type Touched = (Vec<(u64, u64)>, Lsn);
 
 impl Volume {
     /// Copies from another group.
@@ -62,7 +68,7 @@ impl Volume {
                 Some(compared) => compared,
                 None => {
                     let since = self.group.0.state.read().head.lsn;
-                    let (found, timeline) = self.compare(&own, source, std::mem::take(&mut parts))?;
+                    let (found, timeline) = self.compare(&own, source, piece, std::mem::take(&mut parts))?;
                     parts = found;
                     *compared.insert((timeline, since))
                 }
@@ -79,16 +85,18 @@ impl Volume {
             let mut log = self.group.0.log.lock();
             self.group.0.make_room(&mut log, &drafts)?;
             own.check_present()?;
-            if self.timeline(&log)? != timeline {
-                // Production was moved: what it has in common with the source is another question now.
-                drop(log);
-                parts.iter_mut().for_each(|part| part.same = false);
-                compared = None;
-                continue;
-            }
             // What was changed since the comparison is not the same any more; what the source had there becomes data. A block is
             // changed for the first time once only, so this comes to an end however busy hosts are.
-            let (touched, head) = self.touched(&log, timeline, number, since)?;
+            let touched = match self.timeline(&log)? == timeline {
+                true => self.touched(&log, timeline, number, since),
+                false => Ok(None),
+            };
+            let Some((touched, head)) = touched? else {
+                // Production was moved, or what came since has left the window: what is the same is another question now.
+                drop(log);
+                compared = None;
+                continue;
+            };
             compared = Some((timeline, head));
             if batch.references.iter().any(|r| touched.iter().any(|t| r.reads(*t))) {
                 drop(log);
@@ -107,17 +115,20 @@ impl Volume {
         }
     }
 
-    /// Finds what of `parts` the own line has as the source has it.
+    /// Finds what of `parts` the own line has as the source has it, and on which timeline that was.
     fn compare(
         &self,
         own: &Volume,
         source: &Volume,
+        asked: &CopyPiece,
         parts: VecDeque<Part>,
     ) -> Result<(VecDeque<Part>, TimelineId)> {
         let inner = &self.group.0;
         let same_volume = self.volume.info.number == source.volume.info.number;
+        // What this copy overwrites itself is no good source, unless it stays where it is.
+        let spoilt = same_volume && asked.lba != asked.source_lba && asked.overlaps();
         let mut out: VecDeque<Part> = VecDeque::new();
-        let mut timeline = 0;
+        let mut timelines: Vec<TimelineId> = Vec::new();
         for part in parts {
             let whole = part.piece;
             let mut done = 0;
@@ -126,19 +137,18 @@ impl Volume {
                 let from = whole.source_lba + done;
                 let mut put = |lba: u64, count: u64, same: bool| {
                     let piece = whole.skip(lba - whole.source_lba, count);
-                    // What this copy overwrites itself is no good source, unless it stays where it is.
-                    let spoilt = same_volume && piece.lba != piece.source_lba && whole.overlaps();
                     push(&mut out, Part { piece, same: same && !spoilt });
                 };
                 loop {
                     // Blocks that both have in the base are the same only if both looked while it was folded as far.
                     let folded = inner.state.read().folded;
                     let (ours, sight) = own.look(from, n)?;
-                    if let Sight::Tip(now) = sight {
-                        timeline = now;
-                    }
+                    let now = match sight {
+                        Sight::Tip(now) => now,
+                        _ => NO_TIMELINE,
+                    };
                     let ours = sorted(ours);
-                    let since = source.as_of_tip(timeline);
+                    let since = source.as_of_tip(now);
                     let theirs = match since {
                         Some(_) => Vec::new(),
                         None => sorted(source.look(from, n)?.0),
@@ -153,11 +163,15 @@ impl Volume {
                         }),
                         None => agreement(&theirs, &ours, &mut put),
                     }
+                    timelines.push(now);
                     break;
                 }
                 done += n;
             }
         }
+        timelines.dedup();
+        // Production was moved meanwhile: then it was compared with no one state.
+        let timeline = if let [one] = timelines[..] { one } else { NO_TIMELINE };
         Ok((out, timeline))
     }
 
@@ -228,14 +242,15 @@ impl Volume {
         Ok(batch)
     }
 
-    /// Where records since `since` have changed a volume on `timeline`, and where the head is. The log is held, so no more come.
+    /// Where records since `since` have changed a volume on `timeline`, and where the head is; `None` if not all of them are left. The
+    /// log is held, so no more come.
     fn touched(
         &self,
         _log: &MutexGuard<'_, Log>,
         timeline: TimelineId,
         volume: u32,
         since: Lsn,
-    ) -> Result<(Vec<(u64, u64)>, Lsn)> {
+    ) -> Result<Option<Touched>> {
         let inner = &self.group.0;
         let (head, last) = {
             let state = inner.state.read();
@@ -243,16 +258,19 @@ impl Volume {
         };
         let mut out = Vec::new();
         if head == since {
-            return Ok((out, head));
+            return Ok(Some((out, head)));
         }
         for number in place(since, inner.segment_bytes).0..=last {
-            let entries = inner.entries_of(number)?;
+            let entries = match inner.entries_of(number) {
+                Err(Error::NotFound(_)) => return Ok(None),
+                entries => entries?,
+            };
             let first = entries.partition_point(|e| e.lsn < since);
             let new = entries.get(first..).unwrap_or_default().iter();
             let ours = new.filter(|e| e.volume == volume && e.timeline == timeline);
             out.extend(ours.filter(|e| e.opcode.changes_blocks()).map(|e| (e.lba, e.count)));
         }
-        Ok((out, head))
+        Ok(Some((out, head)))
     }
 }
 

@@ -197,7 +197,7 @@ fn verify_once(files: &dyn Files, dir: &Path, memory: &Memory) -> Result<Verdict
     let mut by_segment: BTreeMap<SegmentNumber, Vec<Entry>> = BTreeMap::new();
     let mut last: Option<Header> = None;
     let blocks: BTreeMap<u32, u64> = memory.volumes.iter().map(|v| (v.number, v.block_count)).collect();
-    let (head, why) = walk(files, dir, memory, 0, &mut |h, _| {
+    let (head, why) = walk(files, dir, memory, 0, &mut |h, payload| {
         verdict.records += 1;
         verdict.bytes += h.end() - h.lsn;
         if last.is_some_and(|l| l.time_ns >= h.time_ns) && problems.len() < MAX_PROBLEMS {
@@ -207,6 +207,9 @@ fn verify_once(files: &dyn Files, dir: &Path, memory: &Memory) -> Result<Verdict
             if h.opcode.changes_blocks() && h.lba.checked_add(h.count).is_none_or(|e| e > blocks) {
                 problems.push(format!("LSN {}: blocks beyond the end of volume {}", h.lsn, h.volume));
             }
+        }
+        if h.opcode == Opcode::Copy {
+            problems.extend(copy_problem(h, payload, &blocks).map(|p| format!("LSN {}: {p}", h.lsn)));
         }
         by_segment.entry(h.lsn / bytes).or_default().push(Entry::from(h));
         last = Some(*h);
@@ -221,6 +224,19 @@ fn verify_once(files: &dyn Files, dir: &Path, memory: &Memory) -> Result<Verdict
     verify_indexes(files, dir, memory, (&names, &by_segment), &mut problems)?;
     verdict.problems = problems;
     Ok(verdict)
+}
+
+/// What is wrong with a COPY record, if anything is.
+fn copy_problem(h: &Header, payload: &[u8], blocks: &BTreeMap<u32, u64>) -> Option<String> {
+    let Some(source) = CopySource::decode(payload) else {
+        return Some("it does not say where it copies from".into());
+    };
+    let end = source.lba.saturating_add(h.count);
+    if blocks.get(&source.volume).is_some_and(|blocks| end > *blocks) {
+        return Some(format!("it copies from beyond the end of volume {}", source.volume));
+    }
+    let overlaps = source.volume == h.volume && source.lba < h.lba.saturating_add(h.count) && h.lba < end;
+    overlaps.then(|| "it overlaps its own source".into())
 }
 
 fn verify_indexes(
