@@ -7,7 +7,7 @@ mod model;
 use std::{
     path::Path,
     sync::{
-        atomic::{AtomicBool, Ordering},
+        atomic::{AtomicBool, AtomicU8, Ordering},
         Arc,
     },
 };
@@ -275,6 +275,53 @@ fn a_moment_is_read_and_copied_from_until_the_window_has_passed_it() {
     assert!(matches!(again.read(0, &mut buf), Err(Error::Gone(_))));
 }
 
+/// A copy whose source is overwritten and folded away under its readers.
+#[test]
+fn a_copy_reads_the_same_while_the_window_moves_over_it() {
+    const BLOCKS: u64 = 8192;
+    let dir = tempfile::tempdir().unwrap();
+    let options = Options { segment_bytes: 8 << 20, background: true };
+    let group = Group::create(Arc::new(DiskFiles), &dir.path().join("g"), "g", &options).unwrap();
+    let (a, b) = (add(&group, "a", BLOCKS), add(&group, "b", BLOCKS));
+    // What the copy must hold; 0 while it changes, 255 in the end.
+    let holds = AtomicU8::new(0);
+    std::thread::scope(|scope| {
+        let (b, holds) = (&b, &holds);
+        for _ in 0..2 {
+            scope.spawn(move || {
+                let mut buf = vec![0; BLOCKS as usize * BLOCK_BYTES];
+                loop {
+                    let before = holds.load(Ordering::SeqCst);
+                    if before == 255 {
+                        break;
+                    }
+                    b.read(0, &mut buf).unwrap();
+                    if before != 0 && holds.load(Ordering::SeqCst) == before {
+                        let wrong = buf.iter().filter(|x| **x != before).count();
+                        if wrong > 0 {
+                            holds.store(255, Ordering::SeqCst);
+                            panic!("{wrong} bytes of a copy of {before} are another's");
+                        }
+                    }
+                }
+            });
+        }
+        write(&a, 0, 1, BLOCKS);
+        for n in 1..=25 {
+            group.settle(&mut |_, _| true).unwrap();
+            if holds.swap(0, Ordering::SeqCst) == 255 {
+                return;
+            }
+            b.copy(&a, &[piece(0, 0, BLOCKS)]).unwrap();
+            holds.store(n, Ordering::SeqCst);
+            write(&a, 0, n + 1, BLOCKS);
+            group.settle(&mut |_, _| true).unwrap();
+        }
+        holds.store(255, Ordering::SeqCst);
+    });
+    group.close().unwrap();
+}
+
 /// What hosts change while a copy is compared and captured must not get into it.
 #[test]
 fn a_copy_of_a_moment_is_exact_while_hosts_write() {
@@ -318,14 +365,20 @@ fn a_copy_of_a_moment_is_exact_while_hosts_write() {
                 Ok(copied) => {
                     let mut is = vec![0; was.len()];
                     b.read(0, &mut is).unwrap();
-                    let wrong = is.chunks(BLOCK_BYTES).zip(was.chunks(BLOCK_BYTES)).filter(|(x, y)| x != y);
-                    assert_eq!(wrong.count(), 0, "{copied:?} as of {}", moment.lsn());
+                    let wrong =
+                        is.chunks(BLOCK_BYTES).zip(was.chunks(BLOCK_BYTES)).filter(|(x, y)| x != y).count();
+                    // The writers stop when this does.
+                    stop.store(wrong > 0, Ordering::Relaxed);
+                    assert_eq!(wrong, 0, "blocks differ: {copied:?} as of {}", moment.lsn());
                     exact += 1;
                     moved += copied.moved_blocks;
                     referenced += copied.referenced_blocks;
                 }
                 Err(Error::Gone(_)) => gone += 1,
-                Err(e) => panic!("{e}"),
+                Err(e) => {
+                    stop.store(true, Ordering::Relaxed);
+                    panic!("{e}");
+                }
             }
         }
         stop.store(true, Ordering::Relaxed);
