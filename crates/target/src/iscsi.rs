@@ -4,7 +4,7 @@
 //! which target; `session` is the loop that receives, parses, executes and sends; `commands` hands consecutive writes to the
 //! [`Lun`](crate::lun::Lun) as one batch straight from `buffers`; `transfers` gathers data that comes in several PDUs; `answers`
 //! words the replies; `jobs` does what would hold a session up; `outbox` brings back
-//! flushes and jobs that finished elsewhere; `manage` is everything that is not a SCSI command.
+//! flushes and jobs that finished elsewhere; `tasks` ends tasks for initiators; `manage` is everything else that is not a SCSI command.
 //! `docs/iscsi.md` lists what is offered and where it stops.
 
 mod accept;
@@ -25,6 +25,7 @@ mod reads;
 mod redirect;
 mod registry;
 mod session;
+mod tasks;
 mod transfers;
 
 use crate::lun::LunRef;
@@ -199,6 +200,8 @@ struct Shared {
     /// Changes with `masking`: sessions compare it to know their view is stale.
     masking_generation: AtomicU64,
     policy: RwLock<Arc<Policy>>,
+    /// Held while `policy` changes and all units are told.
+    governing: Mutex<()>,
     credentials: RwLock<Arc<Credentials>>,
     redirects: RwLock<BTreeMap<String, Redirect>>,
     complaints: Complaints,
@@ -252,6 +255,7 @@ impl Server {
             masking: RwLock::default(),
             masking_generation: AtomicU64::new(0),
             policy: RwLock::default(),
+            governing: Mutex::default(),
             credentials: RwLock::default(),
             redirects: RwLock::default(),
             complaints: Complaints::default(),
@@ -318,9 +322,9 @@ impl Server {
     /// before are told to look again (INQUIRY DATA HAS CHANGED).
     pub fn set_policy(&self, policy: Policy) {
         let policy = Arc::new(policy);
-        // Held to the end, so that a session that begins meanwhile attaches under the new policy or is seen by the walk.
-        let mut current = self.shared.policy.write();
-        *current = Arc::clone(&policy);
+        // One change after the other; but nobody who reads the policy waits for the walk.
+        let _one_at_a_time = self.shared.governing.lock();
+        *self.shared.policy.write() = Arc::clone(&policy);
         for (_, unit) in self.shared.catalogue.all_units() {
             unit.set_policy(&policy);
         }
@@ -459,6 +463,10 @@ impl Server {
 }
 
 impl Shared {
+    fn policy(&self) -> Arc<Policy> {
+        Arc::clone(&self.policy.read())
+    }
+
     fn masking(&self) -> Arc<Masking> {
         Arc::clone(&self.masking.read())
     }

@@ -18,6 +18,8 @@ pub(super) struct Answers {
     pub(super) window: u32,
     /// Non-immediate commands under way.
     pub(super) under_way: u32,
+    /// Immediate ones.
+    immediate_under_way: u32,
     /// Longest data segment the initiator takes, in bytes.
     pub(super) max_send_bytes: usize,
     /// Longest Data-In sequence, in bytes.
@@ -49,6 +51,7 @@ impl Answers {
             exp_cmd_sn: SerialNumber(exp_cmd_sn),
             window,
             under_way: 0,
+            immediate_under_way: 0,
             max_send_bytes: 8192,
             max_burst_bytes: 262_144,
             scratch: Vec::new(),
@@ -95,8 +98,9 @@ impl Answers {
             self.out.retract(total);
             return Err(error);
         }
-        if data_in.status.is_some() && !immediate {
-            self.under_way = self.under_way.saturating_sub(1);
+        if data_in.status.is_some() {
+            let count = if immediate { &mut self.immediate_under_way } else { &mut self.under_way };
+            *count = count.saturating_sub(1);
         }
         let free = self.window.saturating_sub(self.under_way);
         let counters = Counters {
@@ -123,9 +127,18 @@ impl Answers {
 
     /// Takes a command out of the window: before its last PDU is worded, so that the PDU opens the window again.
     pub(super) fn finish(&mut self, immediate: bool) {
-        if !immediate {
-            self.under_way = self.under_way.saturating_sub(1);
+        let count = if immediate { &mut self.immediate_under_way } else { &mut self.under_way };
+        *count = count.saturating_sub(1);
+    }
+
+    /// Counts a command that starts. False: there are as many immediate ones under way as the window has room for others.
+    pub(super) fn begin(&mut self, immediate: bool) -> bool {
+        let has_room = !immediate || self.immediate_under_way < self.window;
+        if has_room {
+            let count = if immediate { &mut self.immediate_under_way } else { &mut self.under_way };
+            *count += 1;
         }
+        has_room
     }
 
     /// A SCSI Response without sense data.

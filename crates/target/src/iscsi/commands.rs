@@ -65,6 +65,8 @@ pub(super) struct Asked {
     pub(super) expected_bytes: u32,
     /// The epoch of nexus and unit in which it came.
     pub(super) epoch: u32,
+    /// R2Ts that were sent for it.
+    pub(super) r2ts: u32,
 }
 
 impl Asked {
@@ -75,6 +77,7 @@ impl Asked {
             read: command.read,
             expected_bytes: command.expected_bytes,
             epoch: 0,
+            r2ts: 0,
         }
     }
 
@@ -85,7 +88,7 @@ impl Asked {
             immediate: self.immediate,
             status,
             residual: Residual::of(self.expected_bytes, moved_bytes),
-            exp_data_sn: 0,
+            exp_data_sn: self.r2ts,
         }
     }
 }
@@ -131,10 +134,11 @@ impl Session {
             self.reject(reject::TASK_IN_PROGRESS, bhs);
             return Ok(());
         }
-        self.handle.commands.fetch_add(1, Ordering::Relaxed);
-        if !request.immediate {
-            self.answers.under_way += 1;
+        if !self.answers.begin(request.immediate) {
+            self.reject(reject::IMMEDIATE, bhs);
+            return Ok(());
         }
+        self.handle.commands.fetch_add(1, Ordering::Relaxed);
         let mut asked = Asked::of(request);
         if request.attribute > 1 {
             // Ordered and head-of-queue tasks wait for what came before them.
@@ -167,6 +171,11 @@ impl Session {
         }
         if let Err(sense) = self.check_unsolicited(request, data_len) {
             self.check(at, &asked, &sense);
+            return Ok(());
+        }
+        // No command moves data both ways.
+        if request.expected_bytes > 0 && request.read && request.write {
+            self.check(at, &asked, &Sense::INVALID_INFORMATION_UNIT);
             return Ok(());
         }
         // Data-out announced as data-in: GOOD, without a residual, would claim a change that was not captured.
@@ -491,8 +500,18 @@ impl Session {
         }
     }
 
+    /// Whether any task is under way on `unit`.
+    pub(super) fn has_task_on(&self, unit: &Arc<scsi::LogicalUnit>) -> bool {
+        self.transfers.any_on(unit)
+            || self
+                .working
+                .values()
+                .any(|working| working.itt() != RESERVED_TAG && Arc::ptr_eq(working.unit(), unit))
+            || self.flushing.values().any(|f| !f.endings.is_empty() && Arc::ptr_eq(&f.view.unit, unit))
+    }
+
     /// Whether a task of this tag is under way.
-    fn has_task(&self, itt: u32) -> bool {
+    pub(super) fn has_task(&self, itt: u32) -> bool {
         self.transfers.has(itt)
             || self.working.values().any(|working| working.itt() == itt)
             || self.flushing.values().any(|f| f.endings.iter().any(|e| e.itt == itt))

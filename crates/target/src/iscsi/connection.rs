@@ -134,7 +134,6 @@ pub(super) fn run(socket: Arc<TcpStream>, handle: Arc<Handle>, shared: Arc<Share
             (fault.clone(), format!("iSCSI connection of {peer} {name} closed: {fault}"))
         }
         Ended::Unproved(name, why) => {
-            complaints.authentication_failed();
             // Of one peer whatever the name: that is for it to choose.
             (
                 "authentication".to_owned(),

@@ -14,7 +14,7 @@ use playhead_wire::scsi::{status, Command, Sense};
 use std::collections::VecDeque;
 use std::panic::{catch_unwind, AssertUnwindSafe};
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 /// Jobs at work at once, over all sessions.
 const WORKERS_MAX: usize = 4;
@@ -22,8 +22,8 @@ const WORKERS_MAX: usize = 4;
 const QUEUE_MAX: usize = 1024;
 /// How long a worker waits for more before its thread ends.
 const IDLE: Duration = Duration::from_secs(5);
-/// How long an abort waits for the job to notice: after that it is answered, and the job's own look at its cancel stops it.
-const ABORT_PATIENCE: Duration = Duration::from_secs(5);
+/// How long a session that ends waits for its jobs to notice.
+const ABANDON_PATIENCE: Duration = Duration::from_secs(5);
 
 type Task = Box<dyn FnOnce() + Send>;
 
@@ -143,7 +143,7 @@ impl Reach for SessionReach<'_> {
             for (seen, unit) in view.into_values().filter(|(_, unit)| unit.naa() == naa) {
                 // One LUN may be presented by several targets: where it may be written counts.
                 if found.as_ref().is_none_or(|found| found.nexus.read_only() && !seen.read_only) {
-                    let nexus = unit.visit(self.port.clone(), &self.shared.policy.read());
+                    let nexus = unit.visit(self.port.clone(), &self.shared.policy());
                     set_up(&nexus, seen);
                     nexus.forget(Attention::PowerOn);
                     found = Some(Reached { unit, nexus });
@@ -241,30 +241,28 @@ impl Session {
         }
     }
 
-    /// Ends the chosen jobs unanswered, and waits until they change nothing more. Whether there were any.
-    pub(super) fn abort_jobs(&mut self, chosen: impl Fn(&Working) -> bool) -> bool {
-        let mut waited_for = Vec::new();
-        for working in self.working.values_mut().filter(|working| !working.silent) {
+    /// Ends the chosen jobs unanswered. Returns those that have not noticed: they are gone from `working` when they have.
+    pub(super) fn abort_jobs(&mut self, chosen: impl Fn(&Working) -> bool) -> Vec<u64> {
+        let mut told = Vec::new();
+        for (number, working) in self.working.iter_mut().filter(|(_, working)| !working.silent) {
             if chosen(working) {
                 working.cancel.cancel();
                 working.silent = true;
                 self.answers.finish(working.asked.immediate);
-                waited_for.push(Arc::clone(&working.over));
+                told.push(*number);
             }
         }
-        for over in &waited_for {
-            let mut flag = over.flag.lock();
-            if !*flag {
-                over.changed.wait_while_for(&mut flag, |over| !*over, ABORT_PATIENCE);
-            }
-        }
-        !waited_for.is_empty()
+        told
     }
 
-    /// The session ends: so do its jobs, each when it looks.
+    /// The session ends: so do its jobs. Waits until they change nothing more, for a session that takes this one's place must not
+    /// meet them.
     pub(super) fn abandon_jobs(&mut self) {
-        for working in self.working.values() {
-            working.cancel.cancel();
+        self.working.values().for_each(|working| working.cancel.cancel());
+        let deadline = Instant::now() + ABANDON_PATIENCE;
+        for (_, working) in self.working.drain() {
+            let mut over = working.over.flag.lock();
+            while !*over && !working.over.changed.wait_until(&mut over, deadline).timed_out() {}
         }
     }
 }

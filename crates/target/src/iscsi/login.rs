@@ -195,7 +195,7 @@ fn wait(link: &Link, handle: &Handle, read: bool, deadline: Instant) -> Result<(
     link.wait(handle, read, !read, left);
     let mut events = Vec::new();
     handle.outbox.take(&mut events);
-    let ends = |event: &Event| matches!(event, Event::Close | Event::Stop(_));
+    let ends = |event: &Event| matches!(event, Event::Close | Event::Removed | Event::Stop(_));
     if events.iter().any(ends) {
         return Err(Ended::Done);
     }
@@ -262,7 +262,10 @@ impl<'a> Login<'a> {
             Refusal::Status(status) => {
                 (status, Ended::Fault(format!("login refused with status {status:#06x}")))
             }
-            Refusal::Unproved(why) => (login_status::AUTHENTICATION_FAILURE, Ended::Unproved(initiator, why)),
+            Refusal::Unproved(why) => {
+                self.shared.complaints.authentication_failed();
+                (login_status::AUTHENTICATION_FAILURE, Ended::Unproved(initiator, why))
+            }
             Refusal::Moved(redirect) => {
                 text::push(&mut data, "TargetAddress", redirect.address());
                 let moved = [login_status::MOVED_TEMPORARILY, login_status::MOVED_PERMANENTLY];

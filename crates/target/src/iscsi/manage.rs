@@ -1,28 +1,19 @@
-//! Everything in a session that is not a SCSI command: task management, NOP, text, logout, asynchronous messages.
+//! What in a session is neither a SCSI command nor task management: NOP, text, logout, asynchronous messages.
 
 use super::connection::Ended;
 use super::login::WISHES;
 use super::redirect::Redirect;
 use super::session::{Order, Session};
 use playhead_wire::iscsi::bhs::BHS_LEN;
-use playhead_wire::iscsi::request::{function, LogoutRequest, NopOut, TaskManagement, TextRequest};
+use playhead_wire::iscsi::negotiate::{Answer, Parameters};
+use playhead_wire::iscsi::request::{LogoutRequest, NopOut, TextRequest};
 use playhead_wire::iscsi::response::{reject, Response};
-use playhead_wire::iscsi::{text, SerialNumber, RESERVED_TAG};
+use playhead_wire::iscsi::{text, RESERVED_TAG};
 use std::net::{IpAddr, SocketAddr};
-use std::sync::Arc;
 use std::time::Instant;
 
 /// Most text of one request, in bytes.
 const TEXT_MAX_BYTES: usize = 32 << 10;
-
-/// Task management responses (RFC 7143 11.6.1).
-mod outcome {
-    pub(super) const COMPLETE: u8 = 0;
-    pub(super) const NO_TASK: u8 = 1;
-    pub(super) const NO_LUN: u8 = 2;
-    pub(super) const NO_REASSIGNMENT: u8 = 4;
-    pub(super) const NOT_SUPPORTED: u8 = 5;
-}
 
 /// A text negotiation under way.
 #[derive(Debug, Default)]
@@ -36,99 +27,6 @@ pub(super) struct Texts {
 }
 
 impl Session {
-    pub(super) fn task_management(
-        &mut self,
-        request: &TaskManagement,
-        bhs: &[u8; BHS_LEN],
-    ) -> Result<(), Ended> {
-        if self.order(request.immediate, request.cmd_sn, bhs)? == Order::Ignore {
-            return Ok(());
-        }
-        // What came before is captured before anything is aborted.
-        self.submit_batch();
-        if self.target.is_none() {
-            self.reject(reject::PROTOCOL, bhs);
-            return Ok(());
-        }
-        let mut cold = false;
-        let response = match request.function {
-            function::ABORT_TASK => self.abort_task(request),
-            function::ABORT_TASK_SET | function::CLEAR_TASK_SET | function::LOGICAL_UNIT_RESET => {
-                match self.view(request.lun) {
-                    None => outcome::NO_LUN,
-                    Some(at) => {
-                        self.abort_transfers(Some(request.lun));
-                        let view = self.views[at].clone();
-                        self.abort_flushing(|flushing| Arc::ptr_eq(&flushing.view.unit, &view.unit));
-                        self.abort_jobs(|working| Arc::ptr_eq(working.unit(), &view.unit));
-                        match request.function {
-                            function::CLEAR_TASK_SET => view.unit.clear_task_set(&view.nexus),
-                            function::LOGICAL_UNIT_RESET => view.unit.reset(),
-                            _ => {}
-                        }
-                        outcome::COMPLETE
-                    }
-                }
-            }
-            function::TARGET_WARM_RESET | function::TARGET_COLD_RESET => {
-                self.abort_transfers(None);
-                self.abort_flushing(|_| true);
-                self.abort_jobs(|_| true);
-                for view in &self.views {
-                    view.unit.reset();
-                }
-                cold = request.function == function::TARGET_COLD_RESET;
-                outcome::COMPLETE
-            }
-            function::TASK_REASSIGN => outcome::NO_REASSIGNMENT,
-            _ => outcome::NOT_SUPPORTED,
-        };
-        let answer = Response::TaskManagement { response, itt: request.itt };
-        self.answers.pdu(&answer, &[], true);
-        if cold {
-            // A cold reset ends every session of the target, this one after its answer (RFC 7143 11.5.1).
-            self.closing = true;
-            if let Some(target) = &self.target {
-                self.shared.registry.close_others_of_target(&target.name, self.handle.id);
-            }
-        }
-        Ok(())
-    }
-
-    fn abort_task(&mut self, request: &TaskManagement) -> u8 {
-        let itt = request.referenced_itt;
-        if self.abort_transfer(itt) || self.abort_jobs(|working| working.itt() == itt) {
-            return outcome::COMPLETE;
-        }
-        let mut found = None;
-        for flushing in self.flushing.values_mut() {
-            if let Some(at) = flushing.endings.iter().position(|e| e.itt == itt) {
-                found = Some(flushing.endings.remove(at));
-            }
-        }
-        if let Some(ending) = found {
-            self.answers.finish(ending.immediate);
-            return outcome::COMPLETE;
-        }
-        // A command that is yet to come counts as aborted; one that has ended does not exist (RFC 7143 11.6.1).
-        let referenced = SerialNumber(request.ref_cmd_sn);
-        let last = self.answers.max_cmd_sn();
-        if !request.immediate || !referenced.is_within(self.answers.exp_cmd_sn, last) {
-            return outcome::NO_TASK;
-        }
-        outcome::COMPLETE
-    }
-
-    fn abort_flushing(&mut self, chosen: impl Fn(&super::commands::Flushing) -> bool) {
-        for flushing in self.flushing.values_mut() {
-            if chosen(flushing) {
-                for ending in flushing.endings.drain(..) {
-                    self.answers.finish(ending.immediate);
-                }
-            }
-        }
-    }
-
     pub(super) fn nop_out(
         &mut self,
         request: &NopOut,
@@ -185,6 +83,12 @@ impl Session {
         self.answers.pdu(&message, &[], true);
     }
 
+    /// Says that the target is going, and every connection with it (RFC 7143 11.9.1, event 3): it is not to be waited for.
+    pub(super) fn announce_end(&mut self) {
+        let message = Response::Async { event: 3, parameters: [0, self.parameters.time_to_wait_s as u16, 0] };
+        self.answers.pdu(&message, &[], true);
+    }
+
     pub(super) fn text(
         &mut self,
         request: &TextRequest,
@@ -235,47 +139,46 @@ impl Session {
         Ok(())
     }
 
-    /// Answers the keys of a text request. `None`: the text is not pairs.
+    /// Answers the keys of a text request. `None`: the text is not pairs, asks for targets in a way there is not, or has no key
+    /// that is known.
     fn answer_text(&mut self, asked: &[u8]) -> Option<Vec<u8>> {
         let mut answer = Vec::new();
+        let mut any_known = false;
         for pair in text::pairs(asked) {
             let (key, value) = pair.ok()?;
+            let was_known = std::mem::replace(&mut any_known, true);
             match key {
-                "SendTargets" => match self.send_targets(value) {
-                    Some(names) => self.push_targets(&names, &mut answer),
-                    None => text::push(&mut answer, key, "Reject"),
-                },
+                "SendTargets" => {
+                    let names = self.send_targets(value)?;
+                    self.push_targets(&names, &mut answer);
+                }
                 "MaxRecvDataSegmentLength" => {
                     // The one parameter that may be declared anew (RFC 7143 13.12).
-                    let mut parameters = self.parameters;
-                    parameters.offer(key, value, &WISHES, self.session_type());
-                    self.parameters.max_send_bytes = parameters.max_send_bytes;
-                    self.answers.max_send_bytes = parameters.max_send_bytes as usize;
-                    text::push(&mut answer, key, &WISHES.max_recv_bytes.to_string());
+                    match self.parameters.offer(key, value, &WISHES, self.session_type()) {
+                        Answer::Silence => {
+                            self.answers.max_send_bytes = self.parameters.max_send_bytes as usize;
+                            text::push(&mut answer, key, &WISHES.max_recv_bytes.to_string());
+                        }
+                        _ => text::push(&mut answer, key, "Reject"),
+                    }
                 }
-                "InitiatorAlias" => {}
-                "HeaderDigest"
-                | "DataDigest"
-                | "MaxConnections"
-                | "InitialR2T"
-                | "ImmediateData"
-                | "MaxBurstLength"
-                | "FirstBurstLength"
-                | "DefaultTime2Wait"
-                | "DefaultTime2Retain"
-                | "MaxOutstandingR2T"
-                | "DataPDUInOrder"
-                | "DataSequenceInOrder"
-                | "ErrorRecoveryLevel"
-                | "SessionType"
-                | "InitiatorName"
-                | "TargetName"
-                | "AuthMethod" => {
-                    // Only during login.
-                    text::push(&mut answer, key, "Reject");
-                }
-                _ => text::push(&mut answer, key, "NotUnderstood"),
+                "InitiatorName" | "TargetName" | "SessionType" => text::push(&mut answer, key, "Reject"),
+                // The rest is for the login alone, or for nobody.
+                _ => match Parameters::offer_early(key, value, &WISHES) {
+                    Answer::NotUnderstood => {
+                        any_known = was_known;
+                        text::push(&mut answer, key, "NotUnderstood");
+                    }
+                    other => {
+                        if let Some(value) = other.text() {
+                            text::push(&mut answer, key, value);
+                        }
+                    }
+                },
             }
+        }
+        if !any_known {
+            return None;
         }
         Some(answer)
     }

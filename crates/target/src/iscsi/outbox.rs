@@ -18,8 +18,10 @@ pub(super) enum Event {
     Worked(u64, JobEnd),
     /// The target's units changed.
     UnitsChanged,
-    /// End now: the session is reinstated elsewhere, its target is gone or it was reset away.
+    /// End now: the session is reinstated elsewhere, or it was reset away.
     Close,
+    /// The target is gone: say so, and end.
+    Removed,
     /// The server stops: ask the initiator to log out, end by the deadline.
     Stop(Instant),
 }

@@ -157,9 +157,9 @@ impl Registry {
         self.tell(|| Event::UnitsChanged, |_| true);
     }
 
-    /// Ends the sessions of a target.
+    /// Ends the sessions of a target, after telling them so.
     pub(super) fn close_target(&self, iqn: &str) {
-        self.tell(|| Event::Close, |key| key.target.as_deref() == Some(iqn));
+        self.tell(|| Event::Removed, |key| key.target.as_deref() == Some(iqn));
     }
 
     /// As [`Registry::close_target`], sparing one connection.

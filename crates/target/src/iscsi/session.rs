@@ -11,6 +11,7 @@ use super::manage::Texts;
 use super::outbox::Event;
 use super::reads::Stream;
 use super::registry::Handle;
+use super::tasks::{Managing, LOOK_EVERY};
 use super::transfers::Transfers;
 use super::Shared;
 use crate::scsi::{Attention, InitiatorPort, LogicalUnit, Nexus};
@@ -59,6 +60,8 @@ pub(super) struct Session {
     /// Commands that end when a job does, by the job's number.
     pub(super) working: HashMap<u64, super::jobs::Working>,
     pub(super) next_job: u64,
+    /// Task management whose answer waits.
+    pub(super) managing: Vec<Managing>,
     pub(super) stream: Option<Stream>,
     pub(super) texts: Texts,
     pub(super) data_in: Vec<u8>,
@@ -76,6 +79,8 @@ pub(super) struct Session {
 enum Due {
     /// Ask for a sign of life.
     Ping,
+    /// See whether task management can be answered.
+    Look,
     /// End, as agreed.
     Done,
     /// End for this reason.
@@ -111,6 +116,7 @@ impl Session {
             next_flush: 0,
             working: HashMap::new(),
             next_job: 0,
+            managing: Vec::new(),
             stream: None,
             texts: Texts::default(),
             data_in: Vec::new(),
@@ -143,17 +149,13 @@ impl Session {
         };
         // What is worded may still matter: a reject says why the connection ends.
         let _ = self.link.send(&mut self.answers);
-        self.abandon_jobs();
-        for view in self.views.drain(..) {
-            view.unit.detach(&view.nexus);
-        }
-        self.transfers.clear(&self.shared.held_bytes);
         ended
     }
 
     /// Receives what is there, executes it, sends the answers.
     fn round(&mut self) -> Result<(), Ended> {
         self.handle_events()?;
+        self.settle_tasks();
         if self.stream.is_some() {
             self.pump_stream()?;
         }
@@ -243,6 +245,7 @@ impl Session {
         let others = [
             (self.stop_at, Due::Done),
             (self.link.sending_since.map(|since| since + limits.stall), Due::Fault("it takes no answers")),
+            ((!self.managing.is_empty()).then(|| Instant::now() + LOOK_EVERY), Due::Look),
             (
                 self.link.partial_since.map(|_| self.last_received + limits.stall),
                 Due::Fault("a PDU does not arrive whole"),
@@ -261,6 +264,7 @@ impl Session {
         match due {
             Due::Fault(fault) => Err(Ended::Fault(fault.to_owned())),
             Due::Done => Err(Ended::Done),
+            Due::Look => Ok(()),
             Due::Ping => {
                 self.ping();
                 self.ping_sent = Some(Instant::now());
@@ -287,6 +291,10 @@ impl Session {
                 Event::Worked(number, end) => self.worked(number, end),
                 Event::UnitsChanged => {}
                 Event::Close => return Err(Ended::Done),
+                Event::Removed => {
+                    self.announce_end();
+                    self.closing = true;
+                }
                 Event::Stop(at) => {
                     if at <= Instant::now() || self.target.is_none() {
                         return Err(Ended::Done);
@@ -326,26 +334,28 @@ impl Session {
             self.views.drain(..).map(|view| (Arc::as_ptr(&view.unit), view)).collect();
         let mut kept = Vec::new();
         let mut changed = false;
-        {
-            // Held over the attaching, so that no change of policy slips in between.
-            let policy = self.shared.policy.read();
-            for (number, (seen, unit)) in masking.view(&target.name, units, &self.port.name) {
-                let nexus = match known.remove(&Arc::as_ptr(&unit)) {
-                    Some(view) => {
-                        changed |= view.number != number;
-                        view.nexus.set_read_only(seen.read_only);
-                        kept.push(Arc::clone(&view.nexus));
-                        view.nexus
-                    }
-                    None => {
-                        changed = true;
-                        let nexus = unit.attach(self.port.clone(), &policy);
-                        set_up(&nexus, seen);
-                        nexus
-                    }
-                };
-                self.views.push(View { number, unit, nexus });
-            }
+        let policy = self.shared.policy();
+        for (number, (seen, unit)) in masking.view(&target.name, units, &self.port.name) {
+            let nexus = match known.remove(&Arc::as_ptr(&unit)) {
+                Some(view) => {
+                    changed |= view.number != number;
+                    view.nexus.set_read_only(seen.read_only);
+                    kept.push(Arc::clone(&view.nexus));
+                    view.nexus
+                }
+                None => {
+                    changed = true;
+                    let nexus = unit.attach(self.port.clone(), &policy);
+                    set_up(&nexus, seen);
+                    nexus
+                }
+            };
+            self.views.push(View { number, unit, nexus });
+        }
+        // Whoever changes the policy puts it in force before telling all units: either it has met these nexuses, or it is seen here.
+        let now = self.shared.policy();
+        if !Arc::ptr_eq(&policy, &now) {
+            self.views.iter().for_each(|view| view.unit.set_policy(&now));
         }
         changed |= !known.is_empty();
         if changed {
@@ -355,6 +365,15 @@ impl Session {
         for gone in known.into_values() {
             gone.unit.detach(&gone.nexus);
         }
+    }
+
+    /// Begins all nexuses anew (I_T NEXUS RESET, SAM-5 7.6): what RESERVE holds is released, and the initiator is told.
+    pub(super) fn lose_nexuses(&mut self) {
+        for view in self.views.drain(..) {
+            view.unit.detach(&view.nexus);
+        }
+        self.views_generation = (u64::MAX, u64::MAX);
+        self.refresh_views();
     }
 
     /// Where in `views` the unit is that a command names.
@@ -448,5 +467,16 @@ impl Session {
         let ping = Response::NopIn { lun: [0; 8], itt: RESERVED_TAG, ttt: self.transfers.next_tag() };
         // A ping uses up no StatSN (RFC 7143 11.19).
         self.answers.pdu(&ping, &[], false);
+    }
+}
+
+impl Drop for Session {
+    /// However it ends, it leaves nothing behind.
+    fn drop(&mut self) {
+        self.abandon_jobs();
+        for view in self.views.drain(..) {
+            view.unit.detach(&view.nexus);
+        }
+        self.transfers.clear(&self.shared.held_bytes);
     }
 }

@@ -2,12 +2,14 @@
 
 use super::commands::{Asked, Source};
 use super::session::{Session, View};
+use crate::scsi::LogicalUnit;
 use playhead_wire::iscsi::request::{DataOut, ScsiCommand};
 use playhead_wire::iscsi::response::Response;
 use playhead_wire::iscsi::RESERVED_TAG;
 use playhead_wire::scsi::{status, Command, Sense};
 use std::collections::{HashMap, VecDeque};
 use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::Arc;
 
 /// Most buffers kept for reuse while a session is busy, and the largest that is.
 const SPARE_MAX: usize = 16;
@@ -65,6 +67,11 @@ impl Transfers {
     pub(super) fn next_tag(&mut self) -> u32 {
         self.last_tag = self.last_tag.wrapping_add(1) & 0x7fff_ffff;
         self.last_tag
+    }
+
+    /// Whether a task on `unit` waits.
+    pub(super) fn any_on(&self, unit: &Arc<LogicalUnit>) -> bool {
+        self.by_itt.values().any(|transfer| Arc::ptr_eq(&transfer.view.unit, unit))
     }
 
     pub(super) fn has(&self, itt: u32) -> bool {
@@ -259,9 +266,10 @@ impl Session {
     }
 
     fn complete(&mut self, itt: u32) {
-        let Some(transfer) = self.transfers.remove(itt, &self.shared.held_bytes) else {
+        let Some(mut transfer) = self.transfers.remove(itt, &self.shared.held_bytes) else {
             return;
         };
+        transfer.asked.r2ts = transfer.r2t_sn;
         let view = &transfer.view;
         if view.unit.epoch(&view.nexus) != transfer.asked.epoch {
             // Ended by a reset or by another initiator: no answer (SAM-5 5.6, TAS=0).
@@ -302,13 +310,13 @@ impl Session {
         removed.is_some()
     }
 
-    /// Ends the waiting tasks of one LUN, or of all.
-    pub(super) fn abort_transfers(&mut self, lun: Option<[u8; 8]>) {
+    /// Ends the waiting tasks of the chosen units.
+    pub(super) fn abort_transfers(&mut self, chosen: impl Fn(&Arc<LogicalUnit>) -> bool) {
         let chosen: Vec<u32> = self
             .transfers
             .by_itt
             .iter()
-            .filter(|(_, transfer)| lun.is_none_or(|lun| lun == transfer.lun))
+            .filter(|(_, transfer)| chosen(&transfer.view.unit))
             .map(|(itt, _)| *itt)
             .collect();
         for itt in chosen {

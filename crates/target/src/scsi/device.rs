@@ -17,8 +17,6 @@ use std::sync::atomic::{fence, AtomicBool, AtomicU32, AtomicU64, AtomicU8, Order
 use std::sync::{Arc, OnceLock, Weak};
 use std::time::{Duration, Instant};
 
-/// How long a reset waits for other sessions' commands that cannot be called back.
-const RESET_PATIENCE: Duration = Duration::from_secs(5);
 /// Between two looks at whether they are over.
 const LOOK_EVERY: Duration = Duration::from_micros(200);
 
@@ -254,14 +252,12 @@ impl Device {
             nexus.copies.reset();
         }
         self.attend(Attention::Reset, |_| true);
-        self.wait_for_ended(|_| true, RESET_PATIENCE);
     }
 
     /// CLEAR TASK SET (SAM-5 7.5): ends all tasks and tells the other initiators.
     pub(super) fn clear_task_set(&self, by: &Nexus) {
         self.epoch.fetch_add(1, Ordering::AcqRel);
         self.attend(Attention::CommandsCleared, |nexus| nexus.id != by.id);
-        self.wait_for_ended(|_| true, RESET_PATIENCE);
     }
 
     /// Ends the tasks of every session of `gone`. False: one of them may still change the unit after `patience`.
@@ -271,6 +267,13 @@ impl Device {
             nexus.epoch.fetch_add(1, Ordering::AcqRel);
         }
         self.wait_for_ended(of_those, patience)
+    }
+
+    /// Whether some command is changing the unit; one that was ended before this is asked, and is not seen, does not change it.
+    pub(super) fn is_changing(&self) -> bool {
+        // Pairs with the fence of `Changing::begin`: one of the two sees the other.
+        fence(Ordering::SeqCst);
+        self.nexuses().iter().any(|nexus| nexus.is_changing())
     }
 
     /// Waits until no command of the chosen nexuses is changing the unit. Those that come later see that they were ended.

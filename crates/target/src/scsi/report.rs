@@ -105,10 +105,11 @@ pub(super) fn opcodes(
     Ok(())
 }
 
-/// REPORT SUPPORTED TASK MANAGEMENT FUNCTIONS (SPC-4 6.31): abort task, abort and clear task set, logical unit and target reset.
+/// REPORT SUPPORTED TASK MANAGEMENT FUNCTIONS (SPC-4 6.31): abort task, abort and clear task set, logical unit, target and I_T nexus
+/// reset, query task and task set.
 pub(super) fn task_management(extended: bool, data_in: &mut Vec<u8>) {
-    // ATS, ATSS, CTSS, LURS, TRS.
-    data_in.extend_from_slice(&[0x80 | 0x40 | 0x10 | 0x08 | 0x02, 0, 0, 0]);
+    // ATS, ATSS, CTSS, LURS, QTS, TRS; QTSS, ITNRS.
+    data_in.extend_from_slice(&[0x80 | 0x40 | 0x10 | 0x08 | 0x04 | 0x02, 0x02 | 0x01, 0, 0]);
     if extended {
         data_in[3] = 12;
         data_in.extend_from_slice(&[0; 12]);

@@ -190,12 +190,13 @@ impl LogicalUnit {
         self.retired.load(Ordering::Acquire)
     }
 
-    /// LOGICAL UNIT RESET (SAM-5 7.7): ends all tasks and RESERVE, restores mode pages, tells every initiator.
+    /// LOGICAL UNIT RESET (SAM-5 7.7): ends all tasks and RESERVE, restores mode pages, tells every initiator. What was under way
+    /// is over when nobody [is changing](LogicalUnit::is_changing) the unit.
     pub fn reset(&self) {
         self.device.reset();
     }
 
-    /// CLEAR TASK SET (SAM-5 7.5): ends all tasks and tells the other initiators.
+    /// CLEAR TASK SET (SAM-5 7.5): ends all tasks and tells the other initiators. What was under way is over as after a reset.
     pub fn clear_task_set(&self, by: &Nexus) {
         self.device.clear_task_set(by);
     }
@@ -225,6 +226,11 @@ impl LogicalUnit {
     /// Counts a failure of the medium, for LOG SENSE; other sense data is not of it.
     pub fn count_failure(&self, sense: &Sense) {
         self.device.counters.failed(sense);
+    }
+
+    /// Whether a command of any initiator is changing the unit now. Tasks that were ended before do not begin to.
+    pub fn is_changing(&self) -> bool {
+        self.device.is_changing()
     }
 
     /// The mode page settings in force.

@@ -14,11 +14,14 @@ mod idle;
 mod lock;
 mod masking;
 mod modes;
+mod negotiation;
 mod peer;
 mod ramdisk;
 mod reservations;
 mod sanitize;
+mod sequences;
 mod sessions;
+mod tasks;
 mod tokens;
 
 #[path = "../nbd_peer/mod.rs"]

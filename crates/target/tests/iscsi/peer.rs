@@ -281,6 +281,18 @@ impl Peer {
         }
     }
 
+    /// Receives until all these commands have ended, in any order, with GOOD and no data.
+    pub(crate) fn all_good(&mut self, mut tags: Vec<u32>) {
+        while !tags.is_empty() {
+            match self.receive().expect("the connection ended before the commands did").response {
+                Response::Scsi { status: 0, itt, .. } if tags.contains(&itt) => {
+                    tags.retain(|tag| *tag != itt)
+                }
+                other => panic!("unexpected {other:?}"),
+            }
+        }
+    }
+
     pub(crate) fn write(&mut self, lba: u32, data: &[u8]) -> Ended {
         let cdb = cdb_10(0x2a, lba, data.len());
         self.command(&cdb, 0, data)

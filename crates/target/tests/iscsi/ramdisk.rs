@@ -26,6 +26,12 @@ pub(crate) struct RamDisk {
     pub(crate) physical_block_bytes: AtomicU32,
     /// Blocks of a change that is all or none.
     pub(crate) atomic_blocks: AtomicU32,
+    /// Calls that wait at a gate.
+    pub(crate) at_gate: AtomicU64,
+    /// Reads wait while it is set.
+    pub(crate) read_gate: AtomicBool,
+    /// Changes wait while it is set.
+    pub(crate) change_gate: AtomicBool,
     /// Flushes wait while it is set.
     pub(crate) flush_gate: Arc<AtomicBool>,
     /// Flushes fail.
@@ -61,6 +67,9 @@ impl RamDisk {
             read_only: AtomicBool::new(false),
             physical_block_bytes: AtomicU32::new(4096),
             atomic_blocks: AtomicU32::new(1024),
+            at_gate: AtomicU64::new(0),
+            read_gate: AtomicBool::new(false),
+            change_gate: AtomicBool::new(false),
             flush_gate: Arc::default(),
             flush_fails: AtomicBool::new(false),
             submit_gate: AtomicBool::new(false),
@@ -81,6 +90,12 @@ impl RamDisk {
     }
 
     fn check(&self, lba: u64, count: u64, change: bool) -> Result<(), LunError> {
+        let gate = if change { &self.change_gate } else { &self.read_gate };
+        self.at_gate.fetch_add(1, Ordering::SeqCst);
+        while gate.load(Ordering::SeqCst) {
+            std::thread::sleep(std::time::Duration::from_millis(1));
+        }
+        self.at_gate.fetch_sub(1, Ordering::SeqCst);
         let name = || self.identity.name.clone();
         if self.broken.load(Ordering::Relaxed) {
             let detail = "broken on purpose".to_owned();

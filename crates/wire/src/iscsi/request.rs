@@ -73,7 +73,7 @@ pub struct TaskManagement {
     pub exp_data_sn: u32,
 }
 
-/// Task management functions (RFC 7143 11.5.1).
+/// Task management functions (RFC 7143 11.5.1, RFC 7144 4.1).
 pub mod function {
     /// Ends one task.
     pub const ABORT_TASK: u8 = 1;
@@ -91,6 +91,12 @@ pub mod function {
     pub const TARGET_COLD_RESET: u8 = 7;
     /// Moves a task to this connection.
     pub const TASK_REASSIGN: u8 = 8;
+    /// Asks whether one task is there (RFC 7144 4.1).
+    pub const QUERY_TASK: u8 = 9;
+    /// Asks whether the session has any task on a logical unit (RFC 7144 4.1).
+    pub const QUERY_TASK_SET: u8 = 10;
+    /// Ends the session's tasks and begins its nexuses anew (RFC 7144 4.1).
+    pub const I_T_NEXUS_RESET: u8 = 11;
 }
 
 /// A login request (RFC 7143 11.12).

@@ -37,6 +37,8 @@ pub mod reject {
     pub const PROTOCOL: u8 = 0x04;
     /// Command not supported.
     pub const NOT_SUPPORTED: u8 = 0x05;
+    /// Too many immediate commands.
+    pub const IMMEDIATE: u8 = 0x06;
     /// Task in progress: the tag is in use.
     pub const TASK_IN_PROGRESS: u8 = 0x07;
     /// Invalid PDU field.
@@ -179,7 +181,8 @@ pub enum Response {
         /// What was left over.
         residual: Residual,
     },
-    /// Task management response: 0 complete, 1 no task, 2 no LUN, 4 reassign unsupported, 5 not supported, 255 rejected.
+    /// Task management response: 0 complete, 1 no task, 2 no LUN, 4 reassign unsupported, 5 not supported, 7 succeeded,
+    /// 255 rejected.
     TaskManagement {
         /// The outcome.
         response: u8,
