@@ -8,8 +8,8 @@ use playhead_wire::iscsi::request::{Request, TextRequest};
 use playhead_wire::iscsi::response::Response;
 use playhead_wire::iscsi::{binary, text, RESERVED_TAG};
 
-pub(crate) const SECRET: &str = "a secret of the host";
-pub(crate) const TARGET_SECRET: &str = "a secret of the array";
+pub(crate) const SECRET: &str = "a-secret-of-the-host";
+pub(crate) const TARGET_SECRET: &str = "a-secret-of-the-array";
 /// As [`keys`] names the initiator.
 const PEER: &str = "iqn.2026-01.org.example:peer";
 const INITIATOR: (&str, &str) = ("InitiatorName", PEER);
