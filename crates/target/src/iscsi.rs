@@ -27,6 +27,7 @@ mod registry;
 mod session;
 mod tasks;
 mod transfers;
+mod workers;
 
 use crate::lun::LunRef;
 use crate::scsi::{Devices, LogicalUnit, OffloadCount, Policy, Tokens};
@@ -205,7 +206,7 @@ struct Shared {
     credentials: RwLock<Arc<Credentials>>,
     redirects: RwLock<BTreeMap<String, Redirect>>,
     complaints: Complaints,
-    workers: Arc<jobs::Workers>,
+    workers: Arc<workers::Workers>,
     /// Of data, made on any target's LUNs.
     tokens: Arc<Tokens>,
     doors: crate::doors::Doors,

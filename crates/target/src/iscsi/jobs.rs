@@ -1,4 +1,4 @@
-//! Commands that take long: a job runs on a worker's thread, and its session answers when it is over.
+//! Commands that take long: a job runs on one of the `workers`, and its session answers when it is over.
 
 use super::commands::Asked;
 use super::masking::Seen;
@@ -11,79 +11,12 @@ use crate::scsi::{
 use parking_lot::{Condvar, Mutex};
 use playhead_wire::iscsi::response::Residual;
 use playhead_wire::scsi::{status, Command, Sense};
-use std::collections::VecDeque;
 use std::panic::{catch_unwind, AssertUnwindSafe};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-/// Jobs at work at once, over all sessions.
-const WORKERS_MAX: usize = 4;
-/// Jobs that may wait for a worker.
-const QUEUE_MAX: usize = 1024;
-/// How long a worker waits for more before its thread ends.
-const IDLE: Duration = Duration::from_secs(5);
 /// How long a session that ends waits for its jobs to notice.
 const ABANDON_PATIENCE: Duration = Duration::from_secs(5);
-
-type Task = Box<dyn FnOnce() + Send>;
-
-#[derive(Default)]
-struct Queue {
-    tasks: VecDeque<Task>,
-    workers: usize,
-    idle: usize,
-}
-
-/// The threads that do jobs; they come and go with the work.
-#[derive(Default)]
-pub(super) struct Workers {
-    queue: Mutex<Queue>,
-    more: Condvar,
-}
-
-impl Workers {
-    /// Has `task` done. False: too many wait, or no thread could be had.
-    fn give(self: &Arc<Self>, task: Task) -> bool {
-        let mut queue = self.queue.lock();
-        if queue.tasks.len() >= QUEUE_MAX {
-            return false;
-        }
-        if queue.idle <= queue.tasks.len() && queue.workers < WORKERS_MAX {
-            let pool = Arc::clone(self);
-            let spawned = std::thread::Builder::new().name("iscsi-job".to_owned()).spawn(move || pool.work());
-            match spawned {
-                Ok(_) => queue.workers += 1,
-                Err(error) if queue.workers == 0 => {
-                    log::warn!("no thread for a long command: {error}");
-                    return false;
-                }
-                Err(_) => {}
-            }
-        }
-        queue.tasks.push_back(task);
-        self.more.notify_one();
-        true
-    }
-
-    fn work(&self) {
-        let mut queue = self.queue.lock();
-        loop {
-            if let Some(task) = queue.tasks.pop_front() {
-                drop(queue);
-                task();
-                queue = self.queue.lock();
-                continue;
-            }
-            queue.idle += 1;
-            let late = self.more.wait_for(&mut queue, IDLE).timed_out();
-            queue.idle -= 1;
-            if late && queue.tasks.is_empty() {
-                queue.workers -= 1;
-                return;
-            }
-        }
-    }
-}
 
 /// Tells the worker from the session whether the job is over.
 #[derive(Debug, Default)]
@@ -204,7 +137,9 @@ impl Session {
             over.changed.notify_all();
             handle.outbox.push(Event::Worked(number, end));
         });
-        if self.shared.workers.give(task) {
+        // Those in the background have left the window, and must have a bound too.
+        let has_room = self.working.len() < 2 * self.shared.limits.tasks_max as usize;
+        if has_room && self.shared.workers.give(*view.unit.naa(), task) {
             self.working.insert(number, working);
             if background {
                 self.answers.ending(&asked.ending(status::GOOD, moved_bytes));

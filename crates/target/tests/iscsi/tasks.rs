@@ -250,3 +250,17 @@ fn immediate_commands_have_a_limit_as_the_others_have_their_window() {
     peer.send(&Request::ScsiCommand(command), &[]);
     assert_eq!(peer.end_of(command.itt).status, 0);
 }
+
+#[test]
+fn a_lun_that_does_not_answer_holds_up_its_own_jobs_alone() {
+    let (server, disk) = serve(Limits::default());
+    server.set_lun(IQN, 1, Arc::new(RamDisk::new("disk1", 4096))).unwrap();
+    let mut peer = Peer::session(server.address(), IQN, &[]);
+    disk.read_gate.store(true, Ordering::SeqCst);
+    let stuck: Vec<u32> = (0..20).map(|_| start(&mut peer, &PRE_FETCH)).collect();
+    peer.lun = lun_bytes(1);
+    peer.ready();
+    assert_eq!(peer.command(&PRE_FETCH, 0, &[]).status, 0);
+    disk.read_gate.store(false, Ordering::SeqCst);
+    peer.all_good(stuck);
+}
