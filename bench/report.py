@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -15,6 +16,8 @@ from bench.spread import Spread
 
 RESULTS_FILE = "results.json"
 HISTORY_FILE = "history.json"
+OFFLOADS_FILE = "offloads.json"
+PARTS = ("Against peers", "How it is measured", "A long history", "Offloads")
 
 HEAD = """# Benchmarks
 
@@ -72,27 +75,34 @@ def goals(found: Sequence[Verdict]) -> str:
 
 
 def publish(directory: Path, target: Path = REPORT) -> None:
-    """Writes the page from the newest full runs kept in `directory`; each section says which commit
-    it measured.
+    """Writes the page from the newest full runs kept in `directory`; what is not there stays as the
+    page has it. Each part says which commit it measured.
     """
+    held = _parts(target.read_text()) if target.exists() else {}
     results, history = directory / RESULTS_FILE, directory / HISTORY_FILE
-    target.write_text(
-        page(
-            Results.load(results) if results.exists() else None,
-            HistoryResults.load(history) if history.exists() else None,
-        )
-    )
+    offloads = directory / OFFLOADS_FILE
+    if results.exists():
+        held |= _parts(_peers(Results.load(results)))
+    if history.exists():
+        held |= _parts(f"## A long history\n\n{HistoryResults.load(history).text()}")
+    if offloads.exists():
+        held |= _parts("## Offloads\n\n" + json.loads(offloads.read_text())["text"])
+    target.write_text(HEAD + "\n".join(held[title] for title in PARTS if title in held))
 
 
-def page(results: Results | None, history: HistoryResults | None) -> str:
-    """The whole of docs/benchmarks.md."""
-    parts = [HEAD]
-    if results is not None:
-        parts += ["## Against peers\n\n", _facts(results), "\n", goals(verdicts(results)), "\n"]
-        parts += [table(results), "\n", _failures(results), HOW.format(**results.settings), "\n"]
-    if history is not None:
-        parts += ["## A long history\n\n", history.text(), "\n"]
-    return "".join(parts).rstrip() + "\n"
+def _parts(text: str) -> dict[str, str]:
+    """The parts of a page by their titles, each with its heading and one newline at its end."""
+    parts = {}
+    for part in ("\n" + text).split("\n## ")[1:]:
+        parts[part.partition("\n")[0]] = f"## {part.strip()}\n"
+    return parts
+
+
+def _peers(results: Results) -> str:
+    """The comparison with other servers, and how it was made."""
+    parts = ["## Against peers\n\n", _facts(results), "\n", goals(verdicts(results)), "\n"]
+    parts += [table(results), "\n", _failures(results), HOW.format(**results.settings), "\n"]
+    return "".join(parts)
 
 
 def _facts(results: Results) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import struct
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 BLOCK_BYTES = 512
@@ -66,19 +67,71 @@ class Segment:
     source_lba: int
     lba: int
 
+    def emit(self) -> bytes:
+        """Type 02h."""
+        head = struct.pack(">BBHHHHH", 2, 0, 0x18, self.source, self.destination, 0, self.count)
+        return head + struct.pack(">QQ", self.source_lba, self.lba)
 
-def extended_copy(designators: list[bytes], segments: list[Segment], *, list_id: int = 1) -> tuple[bytes, bytes]:
-    """EXTENDED COPY(LID1) and its list, with identification descriptors E4 of NAA names and segments 02 (SPC-4 6.4)."""
+
+@dataclass(frozen=True)
+class OffsetSegment:
+    """A segment that counts bytes, up to 4 GiB: indexes of its descriptors, bytes, first blocks."""
+
+    source: int
+    destination: int
+    byte_count: int
+    source_lba: int
+    lba: int
+
+    def emit(self) -> bytes:
+        """Type 0Ah."""
+        head = struct.pack(">BBHHHI", 0x0A, 0, 0x1C, self.source, self.destination, self.byte_count)
+        return head + struct.pack(">QQHH", self.source_lba, self.lba, 0, 0)
+
+
+def extended_copy(
+    designators: list[bytes], segments: Sequence[Segment | OffsetSegment], *, list_id: int = 1
+) -> tuple[bytes, bytes]:
+    """EXTENDED COPY(LID1) and its list, with identification descriptors E4 of NAA names (SPC-4 6.4)."""
     targets = b"".join(
         b"\xe4\0\0\0" + b"\x01\x03\0\x10" + naa + bytes(4) + b"\0" + BLOCK_BYTES.to_bytes(3, "big")
         for naa in designators
     )
-    moves = b"".join(
-        struct.pack(">BBHHHHHQQ", 2, 0, 0x18, s.source, s.destination, 0, s.count, s.source_lba, s.lba)
-        for s in segments
-    )
+    moves = b"".join(segment.emit() for segment in segments)
     parameters = struct.pack(">BBH4xII", list_id, 0, len(targets), len(moves), 0) + targets + moves
     return struct.pack(">B9xIBB", 0x83, len(parameters), 0, 0), parameters
+
+
+def populate_token(ranges: list[tuple[int, int]], *, list_id: int, timeout_s: int = 0) -> tuple[bytes, bytes]:
+    """POPULATE TOKEN and its list of (LBA, count), for a token of the default type (SBC-4 5.9)."""
+    body = b"".join(struct.pack(">QI4x", lba, count) for lba, count in ranges)
+    parameters = struct.pack(">HBxII2xH", 14 + len(body), 0, timeout_s, 0, len(body)) + body
+    return struct.pack(">BB4xIIBB", 0x83, 0x10, list_id, len(parameters), 0, 0), parameters
+
+
+def write_using_token(
+    token: bytes, ranges: list[tuple[int, int]], *, list_id: int, offset_blocks: int = 0
+) -> tuple[bytes, bytes]:
+    """WRITE USING TOKEN and its list of (LBA, count) (SBC-4 5.50)."""
+    body = b"".join(struct.pack(">QI4x", lba, count) for lba, count in ranges)
+    head = struct.pack(">HB5xQ", 534 + len(body), 0, offset_blocks)
+    parameters = head + token + struct.pack(">6xH", len(body)) + body
+    return struct.pack(">BB4xIIBB", 0x83, 0x11, list_id, len(parameters), 0, 0), parameters
+
+
+def receive_rod_token(list_id: int, allocation_bytes: int = 2048) -> bytes:
+    """RECEIVE ROD TOKEN INFORMATION (SPC-4 6.28)."""
+    return struct.pack(">BBIIIBB", 0x84, 0x07, list_id, 0, allocation_bytes, 0, 0)
+
+
+def rod_token_of(answer: bytes) -> bytes:
+    """The token of 512 bytes in the answer to RECEIVE ROD TOKEN INFORMATION."""
+    sense_bytes = answer[14]
+    at = 32 + sense_bytes
+    length = int.from_bytes(answer[at : at + 4], "big")
+    if length != 2 + 512:
+        raise ValueError(f"the ROD token descriptors are {length} bytes, not one token's 514")
+    return answer[at + 6 : at + 518]
 
 
 def naa_of(page_83: bytes) -> bytes:
