@@ -89,7 +89,7 @@ class Bench:
         self.random = random.Random(1)
 
     def journal_head(self) -> int:
-        return int(self.appliance.cli("group", "show", "offloads")["head"]["lsn"])
+        return int(self.appliance.cli("group", "show", "offloads")["window"]["head"]["lsn"])
 
     def fill(self) -> None:
         """Content for the source: large pieces all over it, small ones in its beginning."""
@@ -142,8 +142,11 @@ class Bench:
         ends = [self.naa["source"], self.naa["clone"]]
         blocks = PIECE_BYTES // BLOCK
         waiting: list[int] = []
-        for at in range(0, CLONE_BYTES // BLOCK, blocks):
-            command, parameters = cdb.extended_copy(ends, [cdb.Segment(0, 1, blocks, at, at)])
+        for number, at in enumerate(range(0, CLONE_BYTES // BLOCK, blocks)):
+            # Copies in flight at once have list identifiers of their own.
+            command, parameters = cdb.extended_copy(
+                ends, [cdb.Segment(0, 1, blocks, at, at)], list_id=number % 200 + 1
+            )
             waiting.append(self.session.start(command, data=parameters, lun=self.lun["clone"]))
             if len(waiting) >= 8:
                 assert self.session.finish(waiting.pop(0)).good
