@@ -72,6 +72,14 @@ class OffloadCountDict(TypedDict):
     rejected: int
     saved_bytes: int
 
+class TrafficDict(TypedDict):
+    target: str
+    lun: str
+    read_bytes: int
+    written_bytes: int
+    read_errors: int
+    write_errors: int
+
 class Lun:
     """A disk that a front end can export: a volume of production or of an image."""
 
@@ -136,6 +144,8 @@ class IscsiServer:
     def remove_lun(self, iqn: str, number: int, patience_s: float) -> None: ...
     def set_policy(self, rules: list[PolicyRule]) -> None: ...
     def offload_counts(self) -> list[OffloadCountDict]: ...
+    def traffic(self) -> list[TrafficDict]: ...
+    def authentication_failures(self) -> int: ...
     def set_masking(self, table: dict[tuple[str, int], list[tuple[str, int, bool]]]) -> None:
         """(target, own number) -> [(initiator, number there, read-only)]. Absent: everyone, under its own number; empty: nobody.
         Where two LUNs claim one number, the one in the table wins. Initiators that see another list than before are told."""

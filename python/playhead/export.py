@@ -14,7 +14,7 @@ import uuid
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 from urllib.parse import quote
 
 from playhead import log
@@ -26,6 +26,9 @@ from playhead.node import Address, Settings, url_host
 from playhead.point import show_time
 from playhead.policy import NativeRule
 from playhead.resources import OffloadCount, Session
+
+if TYPE_CHECKING:
+    from playhead._native import TrafficDict
 
 REMOVE_PATIENCE_S = 5.0
 """How long taking an export away waits for I/O under way before it goes on without."""
@@ -266,6 +269,16 @@ class Exports:
         """Tells the hosts of a target that space runs out."""
         if self._iscsi and iqn in self._targets:
             self._iscsi.space_low(iqn)
+
+    def traffic(self) -> list[tuple[str, TrafficDict]]:
+        """What hosts have read and written over iSCSI since each disk was first exported: (path, numbers)."""
+        paths = {(disk.place.iqn, disk.disk.uuid): disk.place.path for disk in self.disks()}
+        found = self._iscsi.traffic() if self._iscsi else []
+        return [(paths[line["target"], line["lun"]], line) for line in found if (line["target"], line["lun"]) in paths]
+
+    def authentication_failures(self) -> int:
+        """Logins that failed for lack of proof."""
+        return self._iscsi.authentication_failures() if self._iscsi else 0
 
     def offload_counts(self) -> list[OffloadCount]:
         """What became of the offloads that hosts used, of the disks exported now."""

@@ -43,6 +43,7 @@ class ApplianceCollector(Collector):
         yield from self._service()
         yield from self._groups()
         yield from self._front_ends()
+        yield from self._traffic()
         yield from self._offloads()
 
     def _service(self) -> Iterator[Metric]:
@@ -105,6 +106,22 @@ class ApplianceCollector(Collector):
         for kind, count in Counter(j.kind for j in self._appliance.jobs.list() if j.state == "running").items():
             jobs.add_metric([kind], count)
         yield jobs
+
+    def _traffic(self) -> Iterator[Metric]:
+        yield CounterMetricFamily(
+            "playhead_iscsi_authentication_failures",
+            "Logins that failed for lack of proof",
+            self._appliance.exports.authentication_failures(),
+        )
+        read = CounterMetricFamily("playhead_lun_read_bytes", "Read over iSCSI", labels=["lun"])
+        written = CounterMetricFamily("playhead_lun_written_bytes", "Written over iSCSI", labels=["lun"])
+        errors = CounterMetricFamily("playhead_lun_errors", "Medium errors hosts were told", labels=["lun", "of"])
+        for path, numbers in self._appliance.exports.traffic():
+            read.add_metric([path], numbers["read_bytes"])
+            written.add_metric([path], numbers["written_bytes"])
+            errors.add_metric([path, "read"], numbers["read_errors"])
+            errors.add_metric([path, "write"], numbers["write_errors"])
+        yield from (read, written, errors)
 
     def _offloads(self) -> Iterator[Metric]:
         labels = ["lun", "initiator", "offload"]

@@ -55,6 +55,8 @@ def test_what_an_administrator_watches_is_there(appliance: Appliance) -> None:
     assert value(after, "playhead_offload_saved_bytes_total", offload="write-same", **labels) == 63 * 512
     assert value(after, "playhead_offload_served_total", offload="ats", **labels) == 1
     assert value(after, "playhead_offload_rejected_total", offload="unmap", **labels) == 1
+    assert value(after, "playhead_lun_written_bytes_total", lun="db/data") >= 8 * 512
+    assert value(after, "playhead_iscsi_authentication_failures_total") == 0
     for name in ("playhead_group_head_lsn", "playhead_group_window_bytes", "playhead_journal_written_bytes_total"):
         assert value(after, name, group="db") > value(before, name, group="db")
     assert value(after, "playhead_group_window_seconds", group="db") > 0

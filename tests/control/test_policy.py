@@ -178,7 +178,7 @@ def small_appliance(tmp_path_factory: pytest.TempPathFactory) -> object:
 
 def test_the_api_refuses_ignore_too(small_appliance: Appliance) -> None:
     url = f"http://{small_appliance.addresses['api']}/api/v1/policy"
-    answer = httpx.put(url, json={"offloads": {"xcopy": "reject", "ats": "ignore"}})
+    answer = httpx.patch(url, json={"offloads": {"xcopy": "reject", "ats": "ignore"}})
     assert answer.status_code == 422
     assert "cannot be configured" in answer.json()["detail"]
     assert httpx.get(url).json() == {"rules": []}

@@ -164,6 +164,24 @@ impl IscsiServer {
             .collect()
     }
 
+    /// What was read, written and failed, of the LUNs there are.
+    fn traffic<'py>(&self, py: Python<'py>) -> PyResult<Vec<Bound<'py, PyDict>>> {
+        let traffic = py.detach(|| self.inner.traffic());
+        traffic
+            .into_iter()
+            .map(|(target, lun, logs)| {
+                let d = PyDict::new(py);
+                d.set_item("target", &*target)?;
+                d.set_item("lun", Uuid::from_bytes(lun).to_string())?;
+                d.set_item("read_bytes", logs.reads.bytes)?;
+                d.set_item("written_bytes", logs.writes.bytes)?;
+                d.set_item("read_errors", logs.reads.errors)?;
+                d.set_item("write_errors", logs.writes.errors)?;
+                Ok(d)
+            })
+            .collect()
+    }
+
     /// Tells the initiators of a LUN to read its mode pages again: it is write-protected now, or no longer.
     fn mode_changed(&self, py: Python<'_>, iqn: &str, number: u16) -> PyResult<()> {
         py.detach(|| self.inner.mode_changed(iqn, number)).map_err(|e| refusal(&e))

@@ -36,6 +36,7 @@ use catalogue::Catalogue;
 use complaints::Complaints;
 use parking_lot::{Mutex, RwLock};
 use playhead_journal::files::DiskFiles;
+pub use playhead_wire::scsi::log::Logs;
 pub use playhead_wire::scsi::mode::SPACE_LOW_PERCENT;
 use registry::Registry;
 use std::collections::{BTreeMap, BTreeSet};
@@ -363,6 +364,15 @@ impl Server {
         let forgotten = self.shared.catalogue.devices().forget(uuid);
         let what = || uuid::Uuid::from_bytes(*uuid).to_string();
         forgotten.map_err(|source| ServerError::Reservations { what: what(), source })
+    }
+
+    /// What was read, written and failed on the LUNs presented now, by target and [`crate::lun::LunIdentity::uuid`]. LOG SELECT of an
+    /// initiator begins a LUN's count anew.
+    pub fn traffic(&self) -> Vec<(Arc<str>, [u8; 16], Logs)> {
+        let units = self.shared.catalogue.all_units();
+        let lines =
+            units.iter().map(|(target, unit)| (Arc::clone(target), unit.lun().identity().uuid, unit.logs()));
+        lines.collect()
     }
 
     /// Adds a target without LUNs.

@@ -42,7 +42,7 @@ def show_policy(appliance: TheAppliance) -> OffloadPolicy:
     return OffloadPolicy(rules=appliance.access.rules())
 
 
-@router.put("/policy")
+@router.patch("/policy")
 def set_policy(body: PolicySet, appliance: TheAppliance) -> OffloadPolicy:
     """Supports or rejects offloads at one scope, at once and for good; the other rules stay."""
     rules = appliance.access.set_rules(body.lun, body.initiator, body.host, body.offloads)

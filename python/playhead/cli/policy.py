@@ -91,7 +91,7 @@ def set_(
             )
         offloads[check_offload(offload)] = check_action(offload, action)
     scope = _scope(lun, initiator, host)
-    _after(cli, cli.put("policy", body={**scope, "offloads": offloads}), scope, as_json)
+    _after(cli, cli.patch("policy", body={**scope, "offloads": offloads}), scope, as_json)
 
 
 @command.command("reset")

@@ -8,6 +8,7 @@ use super::policy::{Ledger, Offload, OffloadCount, Policy};
 use super::reservation::Access;
 use super::sanitize;
 use crate::lun::{LunError, LunRef};
+use playhead_wire::scsi::log::Logs;
 use playhead_wire::scsi::mode::Settings;
 use playhead_wire::scsi::{Command, Sense};
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -156,6 +157,11 @@ impl LogicalUnit {
     /// Ends a nexus: its RESERVE goes with it, persistent registrations stay.
     pub fn detach(&self, nexus: &Nexus) {
         self.device.leave(nexus);
+    }
+
+    /// What was read, written and failed so far.
+    pub fn logs(&self) -> Logs {
+        self.device.logs()
     }
 
     /// Tells every initiator that mode parameters changed: the LUN is write-protected now, or no longer.
