@@ -41,7 +41,7 @@ up: ## An appliance that stays up, with a sample LUN, and how to attach to it
 soak: setup ## The long runs: a million operations against the oracle, hundreds of kills
 	@bash packaging/soak
 
-fuzz: ## Fuzz PDUs, logins, commands and NBD for FUZZ_SECONDS each (default 60); wants cargo-fuzz and nightly Rust
+fuzz: ## Fuzz PDUs, logins, sessions, commands and NBD for FUZZ_SECONDS each (default 60); wants cargo-fuzz and nightly Rust
 	@bash packaging/fuzz
 
 bench: ## Measure against tgt, qemu-storage-daemon, nbdkit and a loopback ceiling; writes docs/benchmarks.md

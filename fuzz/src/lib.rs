@@ -8,6 +8,8 @@ pub mod cdb;
 pub mod login;
 pub mod nbd;
 pub mod pdu;
+mod peer;
 #[allow(dead_code)]
 #[path = "../../crates/target/tests/iscsi/ramdisk.rs"]
 mod ramdisk;
+pub mod session;

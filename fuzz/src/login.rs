@@ -2,33 +2,42 @@
 //!
 //! Input: one byte of mode. If its lowest bit is set, the rest is sent as it is. Otherwise the rest is steps, separated by bytes FF: each
 //! is the flags byte of a login request (bits 4 and 5, reserved there, make TSIH 1 and the lowest version 1) and its text. Once logged in,
-//! the steps are text requests (bit 4 of the flags quotes the target's last tag).
+//! the steps are text requests (bit 4 of the flags quotes the target's last tag). In a login's text `CHAP_R=%` becomes the right response to
+//! the last challenge.
 
+use crate::peer::Peer;
 use crate::ramdisk::RamDisk;
-use playhead_target::iscsi::{Limits, Server};
-use playhead_wire::iscsi::bhs::{self, Bhs, Digests, Frame, BHS_LEN};
+use md5::{Digest, Md5};
+use playhead_target::iscsi::{Chap, Credentials, Limits, Server, User};
+use playhead_wire::iscsi::bhs::{Bhs, Digests};
 use playhead_wire::iscsi::request::{LoginRequest, LogoutRequest, Request, TextRequest};
 use playhead_wire::iscsi::response::Response;
-use playhead_wire::iscsi::{digest, text, RESERVED_TAG};
-use std::io::{Read, Write};
-use std::net::{Shutdown, TcpStream};
+use playhead_wire::iscsi::{binary, text, RESERVED_TAG};
 use std::sync::{Arc, OnceLock};
-use std::time::Duration;
 
 /// The target there is. Names in the corpus.
 pub const IQN: &str = "iqn.2026-01.org.playhead:fuzz";
+/// The initiator that has to prove itself, and with what.
+const CAREFUL: &str = "iqn.chap";
+const SECRET: &str = "fuzzing-secret";
+/// Stands for the right response.
+const RIGHT: &[u8] = b"CHAP_R=%";
+/// Parts of one answer.
+const PARTS_MAX: usize = 16;
 /// Steps taken of one input.
 const STEPS_MAX: usize = 24;
 /// Longest data segment until another is negotiated (RFC 7143 13.12).
 const LOGIN_MAX_BYTES: usize = 8192;
-/// More than any answer to one input.
-const ANSWER_MAX_BYTES: usize = 4 << 20;
 
 fn server() -> &'static Server {
     static SERVER: OnceLock<Server> = OnceLock::new();
     SERVER.get_or_init(|| {
         let server = Server::bind("127.0.0.1:0".parse().unwrap(), Limits::default()).unwrap();
         server.add_target(IQN).unwrap();
+        let user = |name: &str, secret: &str| User { name: name.to_owned(), secret: secret.into() };
+        let chap = Chap { initiator: user("fuzz", SECRET), target: Some(user("array", "fuzzed-secret")) };
+        let credentials = Credentials::new(false, None, [(CAREFUL.to_owned(), chap)]).unwrap();
+        server.set_credentials(credentials);
         server.set_lun(IQN, 0, Arc::new(RamDisk::new("fuzz", 2048))).unwrap();
         server
     })
@@ -39,81 +48,57 @@ pub fn run(data: &[u8]) {
     let Some((&mode, rest)) = data.split_first() else {
         return;
     };
-    let mut peer = Peer::connect(server());
+    let mut login = Login::new(Peer::connect(server().address()));
     if mode & 1 != 0 {
-        peer.send(rest);
+        login.peer.send(rest);
     } else {
         for step in rest.split(|&byte| byte == 0xff).take(STEPS_MAX) {
             let Some((&flags, text)) = step.split_first() else {
                 continue;
             };
-            if !peer.step(flags, text) {
+            if !login.step(flags, text) {
                 break;
             }
         }
-        peer.log_out();
+        login.log_out();
     }
-    peer.end();
+    login.peer.end();
 }
 
-struct Peer {
-    socket: TcpStream,
-    received: Vec<u8>,
-    total_bytes: usize,
+struct Login {
+    peer: Peer,
     cmd_sn: u32,
     ttt: u32,
     /// Of an answer in several parts.
     text: Vec<u8>,
+    /// Agreed on, not yet in force.
     digests: Digests,
+    /// The target's last challenge.
+    challenge: (u8, Vec<u8>),
+    /// All text sent during the login.
+    said: Vec<u8>,
+    proved: bool,
     logged_in: bool,
 }
 
-impl Peer {
-    fn connect(server: &Server) -> Peer {
-        let socket = TcpStream::connect(server.address()).unwrap();
-        socket.set_nodelay(true).unwrap();
-        socket.set_read_timeout(Some(Duration::from_secs(20))).unwrap();
-        Peer {
-            socket,
-            received: Vec::new(),
-            total_bytes: 0,
+impl Login {
+    fn new(peer: Peer) -> Login {
+        Login {
+            peer,
             cmd_sn: 1,
             ttt: RESERVED_TAG,
             text: Vec::new(),
             digests: Digests::default(),
+            challenge: (0, Vec::new()),
+            said: Vec::new(),
+            proved: false,
             logged_in: false,
         }
     }
 
-    /// The server may have hung up: then the answers tell.
-    fn send(&mut self, bytes: &[u8]) {
-        let _ = self.socket.write_all(bytes);
-    }
-
-    fn send_pdu(&mut self, mut header: Bhs, data: &[u8]) {
-        bhs::set_data_length(&mut header, data.len());
-        let digests = self.digests_in_force();
-        let mut bytes = header.to_vec();
-        if digests.header {
-            bytes.extend_from_slice(&digest::of(&header));
-        }
-        let start = bytes.len();
-        bytes.extend_from_slice(data);
-        bytes.resize(start + bhs::padded(data.len()), 0);
-        if digests.data && !data.is_empty() {
-            let crc = digest::of(&bytes[start..]);
-            bytes.extend_from_slice(&crc);
-        }
-        self.send(&bytes);
-    }
-
-    /// Digests begin after the login's last answer.
-    fn digests_in_force(&self) -> Digests {
-        if self.logged_in {
-            self.digests
-        } else {
-            Digests::default()
-        }
+    fn send(&mut self, header: Bhs, data: &[u8]) {
+        let bytes = self.peer.pdu(header, data);
+        self.peer.send(&bytes);
     }
 
     /// One request and its answer. False: there is nobody to talk to any more.
@@ -130,7 +115,7 @@ impl Peer {
             let immediate = flags & 0x20 != 0;
             let text = TextRequest { immediate, is_final, continues, lun, itt, ttt, cmd_sn, exp_stat_sn };
             self.cmd_sn = self.cmd_sn.wrapping_add(u32::from(!immediate));
-            self.send_pdu(Request::Text(text).emit(), data);
+            self.send(Request::Text(text).emit(), data);
         } else {
             let login = LoginRequest {
                 transit: is_final,
@@ -146,20 +131,15 @@ impl Peer {
                 cmd_sn: self.cmd_sn,
                 exp_stat_sn: 0,
             };
-            self.send_pdu(Request::Login(login).emit(), data);
+            let data = self.answered(data);
+            self.said.extend_from_slice(&data);
+            self.send(Request::Login(login).emit(), &data);
+            return self.take_login(&login);
         }
-        let Some((response, data)) = self.receive() else {
+        let Some((response, _, data)) = self.peer.receive() else {
             return false;
         };
         match response {
-            Response::Login { transit, next_stage, status, tsih, .. } => {
-                assert!(!self.logged_in);
-                assert!(data.len() <= LOGIN_MAX_BYTES, "more than an initiator takes before it has said so");
-                self.take_pairs(&data);
-                self.logged_in = status == 0 && transit && next_stage == 3;
-                assert!(!self.logged_in || tsih != 0, "a session without a number");
-                status == 0
-            }
             Response::Text { ttt, continues, .. } => {
                 assert!(self.logged_in);
                 self.ttt = ttt;
@@ -175,6 +155,55 @@ impl Peer {
         }
     }
 
+    /// The text with the right response in place of its sign.
+    fn answered(&mut self, data: &[u8]) -> Vec<u8> {
+        let Some(at) = data.windows(RIGHT.len()).position(|window| window == RIGHT) else {
+            return data.to_vec();
+        };
+        self.proved = true;
+        let (id, challenge) = &self.challenge;
+        let response = Md5::new().chain_update([*id]).chain_update(SECRET).chain_update(challenge).finalize();
+        let response = binary::emit_hex(&response);
+        [&data[..at + RIGHT.len() - 1], response.as_bytes(), &data[at + RIGHT.len()..]].concat()
+    }
+
+    /// The answer to a login request, all its parts.
+    fn take_login(&mut self, request: &LoginRequest) -> bool {
+        let mut text = Vec::new();
+        for _ in 0..PARTS_MAX {
+            let Some((response, _, data)) = self.peer.receive() else {
+                return false;
+            };
+            let Response::Login { transit, continues, next_stage, status, tsih, .. } = response else {
+                panic!("a login was answered with {response:?}");
+            };
+            assert!(data.len() <= LOGIN_MAX_BYTES, "more than an initiator takes before it has said so");
+            text.extend_from_slice(&data);
+            if continues {
+                assert!(!transit && status == 0);
+                let more = LoginRequest { transit: false, continues: false, next_stage: 0, ..*request };
+                self.send(Request::Login(more).emit(), &[]);
+                continue;
+            }
+            self.take_pairs(&text);
+            self.logged_in = status == 0 && transit && next_stage == 3;
+            if self.logged_in {
+                assert!(tsih != 0, "a session without a number");
+                assert!(self.proved || !self.must_prove(), "{CAREFUL} is in without proof");
+                // Digests begin after the login's last answer.
+                self.peer.digests = self.digests;
+            }
+            return status == 0;
+        }
+        panic!("an answer without end");
+    }
+
+    /// Whether a session for data was asked for in the name of the careful one.
+    fn must_prove(&self) -> bool {
+        let said = |wanted| text::pairs(&self.said).any(|pair| pair == Ok(wanted));
+        said(("InitiatorName", CAREFUL)) && !said(("SessionType", "Discovery"))
+    }
+
     fn take_pairs(&mut self, data: &[u8]) {
         for pair in text::pairs(data) {
             let (key, value) = pair.expect("the target's text is well-formed");
@@ -182,6 +211,9 @@ impl Peer {
                 _ if self.logged_in => {}
                 ("HeaderDigest", "CRC32C") => self.digests.header = true,
                 ("DataDigest", "CRC32C") => self.digests.data = true,
+                // Out of their turn they are refused with a word.
+                ("CHAP_I", id) => self.challenge.0 = id.parse().unwrap_or(self.challenge.0),
+                ("CHAP_C", bytes) => self.challenge.1 = binary::parse(bytes).unwrap_or_default(),
                 _ => {}
             }
         }
@@ -197,53 +229,7 @@ impl Peer {
                 cmd_sn: self.cmd_sn,
                 exp_stat_sn: 0,
             };
-            self.send_pdu(Request::Logout(logout).emit(), &[]);
+            self.send(Request::Logout(logout).emit(), &[]);
         }
-    }
-
-    /// The next whole PDU, checked; `None` when there will be none.
-    fn receive(&mut self) -> Option<(Response, Vec<u8>)> {
-        let digests = self.digests_in_force();
-        loop {
-            let frame = Frame::new_checked(&self.received, digests, ANSWER_MAX_BYTES).unwrap();
-            if let Some(frame) = frame.filter(|frame| frame.total_len <= self.received.len()) {
-                let header: &Bhs = self.received.first_chunk().unwrap();
-                let (response, _) = Response::parse(header).expect("the target's headers are well-formed");
-                assert!(!digests.header || digest::header_matches(&self.received, &frame));
-                let data = self.received[frame.data()].to_vec();
-                assert!(!digests.data || data.is_empty() || digest::data_matches(&self.received, &frame));
-                self.received.drain(..frame.total_len);
-                return Some((response, data));
-            }
-            if !self.fill() {
-                return None;
-            }
-        }
-    }
-
-    fn fill(&mut self) -> bool {
-        let mut bytes = [0; 4096];
-        match self.socket.read(&mut bytes) {
-            Ok(0) => false,
-            Ok(len) => {
-                self.received.extend_from_slice(&bytes[..len]);
-                self.total_bytes += len;
-                assert!(self.total_bytes < ANSWER_MAX_BYTES, "too much of an answer");
-                true
-            }
-            Err(error) => {
-                let kind = error.kind();
-                let waited = matches!(kind, std::io::ErrorKind::WouldBlock | std::io::ErrorKind::TimedOut);
-                assert!(!waited, "the target neither answers nor hangs up");
-                false
-            }
-        }
-    }
-
-    /// Hangs up, and sees that the target does too.
-    fn end(mut self) {
-        let _ = self.socket.shutdown(Shutdown::Write);
-        while self.fill() {}
-        assert!(self.received.is_empty() || self.received.len() >= BHS_LEN, "half a header");
     }
 }

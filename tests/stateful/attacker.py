@@ -26,6 +26,16 @@ KEYS: list[dict[str, str]] = [
 
 
 @dataclass(frozen=True)
+class Forbidden:
+    """What attackers know of and must not get at: the witness' LUN, mapped to a host that proves itself."""
+
+    initiator: str
+    iqn: str
+    lun: int
+    naa: bytes
+
+
+@dataclass(frozen=True)
 class Ground:
     """The target that is attacked: its LUNs are nobody else's."""
 
@@ -34,6 +44,7 @@ class Ground:
     luns: tuple[int, ...]
     naas: tuple[bytes, ...]
     block_count: int
+    forbidden: Forbidden
     resets: list[int] = field(default_factory=list)
     """One entry for everything that may end other sessions' tasks unanswered (SAM-5: TAS is 0): who did it."""
 

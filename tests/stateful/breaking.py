@@ -16,7 +16,23 @@ from tests.stateful.commands import some
 
 COMMANDS_MAX = 24
 REGISTER_AND_IGNORE, CLEAR = 6, 3
+KEY = 0x706C6179
 LINGER_NONE = struct.pack("ii", 1, 0)
+
+
+def restore(session: Session, lun: int) -> None:
+    """Takes reservations, stops, odd mode pages and access states away."""
+    session.task_management(pdu.LUN_RESET, lun=lun)
+    steps = [
+        (struct.pack(">BB3xIB", 0x5F, action, 24, 0), struct.pack(">QQ8x", KEY if action == CLEAR else 0, KEY))
+        for action in (REGISTER_AND_IGNORE, CLEAR)
+    ]
+    # SET TARGET PORT GROUPS: the one there is, active and optimized.
+    steps.append((struct.pack(">BB4xIBB", 0xA4, 0x0A, 8, 0, 0), struct.pack(">4xBBH", 0, 0, 1)))
+    for command, data in steps:
+        for _ in range(4):
+            if not session.execute(command, data=data, lun=lun).attention:
+                break
 
 
 def commands(by: Attacker) -> None:
@@ -42,18 +58,11 @@ def commands(by: Attacker) -> None:
 
 
 def calm(by: Attacker) -> None:
-    """Takes reservations, stops and odd mode pages away again, so that others get further than a refusal."""
+    """Makes the LUNs usable again, so that others get further than a refusal."""
     with by.session({}) as session:
         for lun in by.ground.luns:
-            by.task_management(session, pdu.LUN_RESET, lun=lun, itt=pdu.RESERVED_TAG, ref_cmd_sn=0)
-            for action in (REGISTER_AND_IGNORE, CLEAR):
-                ours = struct.pack(">QQ8x", by.number if action == CLEAR else 0, by.number)
-                by.ground.resets.append(by.number)
-                for _ in range(4):
-                    if not session.execute(
-                        struct.pack(">BB3xIB", 0x5F, action, len(ours), 0), data=ours, lun=lun
-                    ).attention:
-                        break
+            by.ground.resets.append(by.number)
+            restore(session, lun)
 
 
 def lengths(by: Attacker) -> None:

@@ -70,7 +70,10 @@ def _unmap(by: Attacker) -> Asked:
 
 def _extended_copy(by: Attacker) -> Asked:
     rng = by.rng
-    names = [rng.choice((*by.ground.naas, rng.randbytes(16))) for _ in range(rng.choice((1, 2, 2, 2, 3)))]
+    names = [
+        rng.choice((*by.ground.naas, *by.ground.naas, by.ground.forbidden.naa, rng.randbytes(16)))
+        for _ in range(rng.choice((1, 2, 2, 2, 3)))
+    ]
     segments = [
         Segment(rng.randrange(3), rng.randrange(3), rng.choice((0, 1, 64, 0xFFFF)), by.lba(), by.lba())
         for _ in range(rng.choice((0, 1, 1, 4, 40)))

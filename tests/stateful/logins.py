@@ -5,6 +5,7 @@ from __future__ import annotations
 from tests.initiator import pdu
 from tests.initiator.session import Chap, EndedError, LoginError, Session, UntrustedError
 from tests.stateful.attacker import ANSWER_TIMEOUT_S, Attacker, settle
+from tests.stateful.commands import some
 
 TEXTS = (
     "AuthMethod=CHAP", "AuthMethod=None", "AuthMethod=KRB5,CHAP,None", "CHAP_A=5", "CHAP_A=6,7", "CHAP_A=x", "CHAP_N=somebody", "CHAP_R=0x00",
@@ -14,6 +15,9 @@ TEXTS = (
     "OFMarker=Yes", "X-org.example.key=" + "v" * 300, "=", "novalue", "SessionType=Discovery", "SessionType=Party",
     "TargetName=iqn.nobody", "InitiatorAlias=a", "TargetAddress=1.2.3.4", "SendTargets=All", "iSCSIProtocolLevel=9", "TaskReporting=FastAbort",
 )  # fmt: skip
+
+ANSWERED_WITHOUT_LUN = (0x03, 0x12, 0xA0)
+"""REQUEST SENSE, INQUIRY and REPORT LUNS (SPC-4 6.4, 6.33, 6.39)."""
 
 
 def stages(by: Attacker) -> None:
@@ -59,6 +63,27 @@ def impostors(by: Attacker) -> None:
             settle(session)
     except (LoginError, UntrustedError, EndedError, KeyError):
         by.count("login refused")
+
+
+def trespass(by: Attacker) -> None:
+    """To a target that is mapped to somebody else: in one's own name, where there is nothing; in the owner's, without the proof."""
+    rng = by.rng
+    forbidden = by.ground.forbidden
+    chap = rng.choice((None, Chap("witness", "not-the-secret"), Chap("witness", "", target_secret="x")))
+    name = rng.choice((by.initiator, forbidden.initiator))
+    isid = rng.choice((1, 2))
+    try:
+        with Session(
+            by.ground.address, forbidden.iqn, initiator=name, isid=isid, chap=chap, timeout_s=ANSWER_TIMEOUT_S
+        ) as session:
+            assert name != forbidden.initiator, "somebody is in without proof"
+            for asked in (some(by), some(by)):
+                if asked.cdb[0] in ANSWERED_WITHOUT_LUN:
+                    continue
+                answer = session.execute(asked.cdb, data=asked.data, read_bytes=asked.read_bytes, lun=forbidden.lun)
+                assert not answer.good, f"{asked.cdb.hex()} reached a LUN that is not mapped"
+    except (LoginError, EndedError):
+        by.count("kept out")
 
 
 def crowds(by: Attacker) -> None:

@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
+import random
 import threading
 import time
 import traceback
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
+import httpx
 from tests.appliance import Appliance, wait_until
 from tests.initiator import cdb
 from tests.initiator.session import Session
 from tests.stateful import breaking, logins
-from tests.stateful.attacker import Attacker, Ground
-from tests.stateful.witness import Witness
+from tests.stateful.attacker import Attacker, Forbidden, Ground
+from tests.stateful.witness import CHAP, INITIATOR, Witness
 
 MIB = 1 << 20
 ATTACKERS = 4
@@ -22,11 +24,12 @@ MEMORY_MAX_BYTES = 1536 * MIB
 """What unfinished writes may hold in all (1 GiB), and half as much again."""
 THREADS_SPARE = 8
 ROUNDS_PER_IMAGE = 1000
+OFFLOADS = ("ats", "xcopy", "write-same", "unmap", "odx")
 SCENARIOS = (
     breaking.commands, breaking.commands, breaking.commands, breaking.lengths, breaking.lengths, breaking.bursts, breaking.bursts,
     breaking.half_a_burst, breaking.aborts, breaking.aborts, breaking.numbers, breaking.digests, breaking.headers, breaking.texts,
     breaking.deaf, breaking.calm, breaking.calm, breaking.noise, breaking.reinstatement,
-    logins.stages, logins.stages, logins.impostors, logins.crowds,
+    logins.stages, logins.stages, logins.impostors, logins.trespass, logins.trespass, logins.crowds,
 )  # fmt: skip
 
 
@@ -40,23 +43,39 @@ class Siege:
             appliance.cli("volume", "create", f"attacked/{name}", "--size", str(LUN_BYTES))
         appliance.cli("group", "create", "witness", "--limit", "2GiB")
         appliance.cli("volume", "create", "witness/w", "--size", str(LUN_BYTES))
+        self._host("witness", INITIATOR, "witness/w")
         address, iqn = appliance.addresses["iscsi"], str(appliance.disk("attacked/a")["iqn"])
         with Session(address, iqn, initiator="iqn.2026-11.org.example:scout") as scout:
             naas = tuple(cdb.naa_of(scout.must(cdb.inquiry(0x83), read_bytes=1024, lun=lun)) for lun in (0, 1))
             scout.log_out()
-        self.ground = Ground(address, iqn, (0, 1), naas, LUN_BYTES // cdb.BLOCK_BYTES)
         disk = appliance.disk("witness/w")
-        self.witness = Witness(address, disk["iqn"], disk["lun"], self.ground.block_count, seed)
+        self.witness = Witness(address, disk["iqn"], disk["lun"], LUN_BYTES // cdb.BLOCK_BYTES, seed)
+        naa = cdb.naa_of(self.witness.session.must(cdb.inquiry(0x83), read_bytes=1024, lun=disk["lun"]))
+        forbidden = Forbidden(INITIATOR, disk["iqn"], disk["lun"], naa)
+        self.ground = Ground(address, iqn, (0, 1), naas, LUN_BYTES // cdb.BLOCK_BYTES, forbidden)
         self.attackers = [Attacker(self.ground, number, seed) for number in range(1, ATTACKERS + 1)]
         self.stop = threading.Event()
         self.failures: list[str] = []
 
+    def _host(self, name: str, initiator: str, path: str) -> None:
+        """A host with CHAP both ways, and a LUN that is mapped to it alone."""
+        cli = self.appliance.cli
+        cli("host", "create", name, "--initiator", initiator)
+        chap = ["host", "chap", name, "--user", CHAP.name, "--mutual-user", str(CHAP.target_name)]
+        for option, secret in (("--secret-file", CHAP.secret), ("--mutual-secret-file", str(CHAP.target_secret))):
+            file = self.appliance.store.with_name(option)
+            file.touch(0o600)
+            file.write_text(secret)
+            chap += [option, str(file)]
+        cli(*chap)
+        cli("host", "map", name, path)
+
     def run(self, seconds: float) -> None:
         """Attacks for that long. Afterwards `failures` is what went wrong; nothing, one hopes."""
         idle = self._threads()
-        with ThreadPoolExecutor(ATTACKERS + 1) as pool:
+        with ThreadPoolExecutor(ATTACKERS + 2) as pool:
             working = [pool.submit(self._attack, by) for by in self.attackers]
-            working.append(pool.submit(self._witness))
+            working += [pool.submit(self._witness), pool.submit(self._operator)]
             end = time.monotonic() + seconds
             while time.monotonic() < end and not self.stop.wait(0.5):
                 self._look()
@@ -78,11 +97,24 @@ class Siege:
                     if self.stop.is_set():
                         break
                 disk = self.appliance.disk("witness/moment/w")
-                with Session(self.ground.address, disk["iqn"], initiator=self.witness.session.initiator) as session:
+                with self.witness.log_in(disk["iqn"]) as session:
                     for lba in self.witness.some_places():
                         self.witness.compare(session, disk["lun"], lba, model)
                     session.log_out()
                 self.appliance.cli("image", "close", "witness/moment")
+        finally:
+            self.stop.set()
+
+    def _operator(self) -> None:
+        """Policies for the attacked LUNs, changed all the time."""
+        rng = random.Random(f"{self.seed}/operator")
+        url = f"http://{self.appliance.addresses['api']}/api/v1/policy"
+        try:
+            while not self.stop.wait(0.3):
+                lun = rng.choice(("attacked/a", "attacked/b"))
+                body = {"lun": lun, "offloads": {rng.choice(OFFLOADS): rng.choice(("support", "support", "reject"))}}
+                answer = httpx.put(url, json=body, timeout=60)
+                assert answer.is_success, answer.text
         finally:
             self.stop.set()
 
@@ -126,7 +158,7 @@ class Siege:
             assert group["state"] == "serving"
         with Session(self.ground.address, self.ground.iqn, initiator="iqn.2026-11.org.example:scout") as scout:
             for lun in self.ground.luns:
-                scout.task_management(5, lun=lun)
+                breaking.restore(scout, lun)
                 scout.ready(lun)
 
     def summary(self) -> str:

@@ -6,10 +6,12 @@ import random
 
 from tests.initiator import cdb
 from tests.initiator.cdb import BLOCK_BYTES
-from tests.initiator.session import Session
+from tests.initiator.session import Chap, Session
 
 CHUNK_BLOCKS = 64
 UNDER_WAY = 8
+INITIATOR = "iqn.2026-11.org.example:witness"
+CHAP = Chap("witness", "what-only-it-knows", "appliance", "and-what-it-is-told", algorithms="7,5")
 PLACES = 256
 
 
@@ -18,11 +20,16 @@ class Witness:
 
     def __init__(self, address: str, iqn: str, lun: int, block_count: int, seed: str) -> None:
         self.rng = random.Random(f"{seed}/witness")
-        self.session = Session(address, iqn, initiator="iqn.2026-11.org.example:witness")
+        self.address = address
+        self.session = self.log_in(iqn)
         self.lun = lun
         self.session.ready(lun)
         self.model = bytearray(block_count * BLOCK_BYTES)
         self.rounds = 0
+
+    def log_in(self, iqn: str) -> Session:
+        """A session with a target, each side proving itself to the other."""
+        return Session(self.address, iqn, initiator=INITIATOR, chap=CHAP)
 
     def round(self) -> None:
         """A few changes under way together in different places, then reads; raises at the first block that is wrong."""

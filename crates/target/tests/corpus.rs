@@ -9,9 +9,13 @@ mod login;
 mod nbd;
 #[path = "../../../fuzz/src/pdu.rs"]
 mod pdu;
+#[path = "../../../fuzz/src/peer.rs"]
+mod peer;
 #[allow(dead_code)]
 #[path = "iscsi/ramdisk.rs"]
 mod ramdisk;
+#[path = "../../../fuzz/src/session.rs"]
+mod session;
 
 use std::path::Path;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -56,6 +60,11 @@ fn pdus() {
 #[test]
 fn logins() {
     replay("login", login::run);
+}
+
+#[test]
+fn sessions() {
+    replay("session", session::run);
 }
 
 #[test]
