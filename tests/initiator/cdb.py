@@ -52,9 +52,10 @@ def release_6() -> bytes:
     return bytes((0x17, 0, 0, 0, 0, 0))
 
 
-def report_opcode(code: int) -> bytes:
-    """REPORT SUPPORTED OPERATION CODES for one code."""
-    return struct.pack(">BBBBHIBB", 0xA3, 0x0C, 0x01, code, 0, 256, 0, 0)
+def report_opcode(code: int, service_action: int | None = None) -> bytes:
+    """REPORT SUPPORTED OPERATION CODES for one code, with a service action if it has them."""
+    options = 0x01 if service_action is None else 0x02
+    return struct.pack(">BBBBHIBB", 0xA3, 0x0C, options, code, service_action or 0, 256, 0, 0)
 
 
 @dataclass(frozen=True)

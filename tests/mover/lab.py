@@ -1,0 +1,239 @@
+"""One appliance, two hosts, and the cases: every operation with its offload, with policy against it, and with the host's switch off."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import httpx
+from tests.appliance import Appliance
+from tests.initiator import cdb
+from tests.initiator.cdb import BLOCK_BYTES
+from tests.initiator.session import Session, Wire
+from tests.mover import content, vmfs
+from tests.mover.datamover import DataMover, pieces
+from tests.mover.device import Claim, Device, Primitive
+from tests.mover.settings import MIB, HostSettings
+
+HOSTS = ("iqn.1998-01.com.example:host-a", "iqn.1998-01.com.example:host-b")
+LOOKER = "iqn.1998-01.com.example:looker"
+GUARD_BLOCKS = MIB // BLOCK_BYTES
+"""On both sides of what an operation is about; nothing may touch it."""
+GUARD = b"\xa5"
+LOCK_ROUNDS = 40
+UNALIGNED_BLOCKS = 24
+"""What is reclaimed begins and ends this far from a whole MiB."""
+
+
+@dataclass(frozen=True)
+class Case:
+    """An operation under a policy and a host's settings."""
+
+    operation: str
+    primitive: Primitive
+    settings: HostSettings
+    policy: str
+    switch: bool
+    """Whether the host's switch for the primitive is on."""
+
+    @property
+    def offloaded(self) -> bool:
+        """Whether the array does the work."""
+        return self.switch and self.policy == "support"
+
+
+@dataclass(frozen=True)
+class Measured:
+    """What a case came to."""
+
+    case: Case
+    seconds: float
+    commands: int
+    wire_bytes: int
+    records: int
+    journal_bytes: int
+    claim: Claim
+    content: str
+    """Digest of the blocks, guards included."""
+    right: bool
+    """They are what they should be."""
+
+
+SWITCHED_OFF = {
+    Primitive.XCOPY: HostSettings(hardware_accelerated_move=False),
+    Primitive.WRITE_SAME: HostSettings(hardware_accelerated_init=False),
+    Primitive.ATS: HostSettings(hardware_accelerated_locking=False),
+    Primitive.UNMAP: HostSettings(enable_block_delete=False),
+}
+OPERATIONS = {
+    "clone": Primitive.XCOPY,
+    "clone, other group": Primitive.XCOPY,
+    "zero": Primitive.WRITE_SAME,
+    "lock": Primitive.ATS,
+    "reclaim": Primitive.UNMAP,
+}
+
+
+def cases(operations: list[str] | None = None, *, larger_pieces: bool = False) -> list[Case]:
+    """Every operation: supported, rejected by policy, switched off at the host; clones in 16 MiB pieces too if wanted."""
+    found = []
+    for operation in operations or OPERATIONS:
+        primitive = OPERATIONS[operation]
+        found.append(Case(operation, primitive, HostSettings(), "support", True))
+        if larger_pieces and primitive is Primitive.XCOPY:
+            found.append(Case(operation, primitive, HostSettings(max_hw_transfer_kib=16384), "support", True))
+        found.append(Case(operation, primitive, HostSettings(), "reject", True))
+        found.append(Case(operation, primitive, SWITCHED_OFF[primitive], "support", False))
+    return found
+
+
+class Lab:
+    """A running appliance with LUNs `prod/source`, `prod/target` and `other/target`, and sessions that stay for all cases."""
+
+    def __init__(self, appliance: Appliance, region_bytes: int) -> None:
+        self.appliance = appliance
+        self.region_blocks = region_bytes // BLOCK_BYTES
+        self.lun_bytes = region_bytes + 4 * MIB
+        for path in ("prod/source", "prod/target", "other/target"):
+            group = path.split("/")[0]
+            if group not in [g["name"] for g in appliance.cli("group", "list")]:
+                appliance.cli("group", "create", group)
+            appliance.cli("volume", "create", path, "--size", str(self.lun_bytes))
+        self.sessions: list[Session] = []
+        self.source = self._device(HOSTS[0], "prod/source")
+        self.target = self._device(HOSTS[0], "prod/target")
+        self.far = self._device(HOSTS[0], "other/target")
+        self.other_host = self._device(HOSTS[1], "prod/target")
+        self.looker = {path: self._device(LOOKER, path) for path in ("prod/source", "prod/target", "other/target")}
+        self.content = content.real(region_bytes)
+        self._write(self.looker["prod/source"], GUARD_BLOCKS, self.content)
+
+    def _device(self, initiator: str, path: str) -> Device:
+        disk = self.appliance.disk(path)
+        for session in self.sessions:
+            if (session.initiator, session.target) == (initiator, disk["iqn"]):
+                break
+        else:
+            session = Session(self.appliance.addresses["iscsi"], disk["iqn"], initiator=initiator)
+            self.sessions.append(session)
+        session.ready(disk["lun"])
+        return Device(session, disk["lun"])
+
+    def close(self) -> None:
+        """Logs every host out."""
+        for session in self.sessions:
+            session.log_out()
+
+    # Policy.
+
+    def set_policy(self, path: str, primitive: Primitive, action: str) -> None:
+        """Puts a rule for a LUN in force while the sessions go on."""
+        body = {"lun": path, "offloads": {primitive.value: action}}
+        answer = httpx.put(f"http://{self.appliance.addresses['api']}/api/v1/policy", json=body, timeout=30)
+        assert answer.is_success, answer.text
+
+    # Blocks.
+
+    @staticmethod
+    def _write(device: Device, lba: int, data: bytes) -> None:
+        for offset, blocks in pieces(len(data) // BLOCK_BYTES, GUARD_BLOCKS):
+            part = data[offset * BLOCK_BYTES : (offset + blocks) * BLOCK_BYTES]
+            device.must(cdb.write_16(lba + offset, blocks), data=part)
+
+    def _read(self, path: str) -> bytes:
+        device, count = self.looker[path], self.region_blocks + 2 * GUARD_BLOCKS
+        parts = [
+            device.must(cdb.read_16(offset, blocks), read_bytes=blocks * BLOCK_BYTES)
+            for offset, blocks in pieces(count, GUARD_BLOCKS)
+        ]
+        return b"".join(parts)
+
+    def _fill(self, path: str) -> None:
+        """What lies on the target before a case: the same everywhere, and nothing that any case makes."""
+        self._write(self.looker[path], 0, GUARD * ((self.region_blocks + 2 * GUARD_BLOCKS) * BLOCK_BYTES))
+
+    # Cases.
+
+    def _place(self, case: Case) -> tuple[str, Device]:
+        if case.operation == "clone, other group":
+            return "other/target", self.far
+        return "prod/target", self.target
+
+    def prepare(self, case: Case) -> tuple[Callable[[], object], bytes]:
+        """Fills the LUN; what is then to be done, and the blocks that must come of it."""
+        path, device = self._place(case)
+        self._fill(path)
+        return self._work(case, device)
+
+    def look(self, case: Case) -> bytes:
+        """The blocks there are, guards included."""
+        return self._read(self._place(case)[0])
+
+    def run(self, case: Case) -> Measured:
+        """Runs one case and looks at what it left."""
+        path, device = self._place(case)
+        group = path.split("/")[0]
+        self.set_policy(path, case.primitive, case.policy)
+        work, wanted = self.prepare(case)
+        # The rule has arrived: hosts hear of it with their next command.
+        for each in (device, self.other_host):
+            each.must(bytes(6))
+        mover_sessions = [session for session in self.sessions if session.initiator in HOSTS]
+        before = [Wire(**vars(session.wire)) for session in mover_sessions]
+        journal = self.appliance.cli("journal", "show", group)
+        started = time.perf_counter()
+        work()
+        seconds = time.perf_counter() - started
+        after = self.appliance.cli("journal", "show", group)
+        spent = list(zip(before, [session.wire for session in mover_sessions], strict=True))
+        found = self.look(case)
+        return Measured(
+            case=case,
+            seconds=seconds,
+            commands=sum(b.commands - a.commands for a, b in spent),
+            wire_bytes=sum(b.bytes - a.bytes for a, b in spent),
+            records=after["records"] - journal["records"],
+            journal_bytes=after["bytes_written"] - journal["bytes_written"],
+            claim=device.claims[case.primitive],
+            content=content.digest(found),
+            right=found == wanted,
+        )
+
+    def _work(self, case: Case, device: Device) -> tuple[Callable[[], object], bytes]:
+        """What is to be done, and the blocks that must come of it."""
+        guard = GUARD * (GUARD_BLOCKS * BLOCK_BYTES)
+        mover, start, count = DataMover(case.settings), GUARD_BLOCKS, self.region_blocks
+        if case.primitive is Primitive.XCOPY:
+            return (
+                lambda: mover.clone(self.source, device, source_lba=start, lba=start, count=count),
+                guard + self.content + guard,
+            )
+        if case.primitive is Primitive.WRITE_SAME:
+            return lambda: mover.zero(device, lba=start, count=count), guard + bytes(count * BLOCK_BYTES) + guard
+        if case.primitive is Primitive.UNMAP:
+            free_lba, free = start + UNALIGNED_BLOCKS, count - 2 * UNALIGNED_BLOCKS
+            # What is not in use may hold anything; here it is the old data, or zeros if the array took whole MiBs.
+            taken = bytes((count - 2 * GUARD_BLOCKS) * BLOCK_BYTES) if case.offloaded else b""
+            rest = GUARD * ((count - len(taken) // BLOCK_BYTES) // 2 * BLOCK_BYTES)
+            return lambda: mover.reclaim(device, lba=free_lba, count=free), guard + rest + taken + rest + guard
+        return self._locking(mover, device)
+
+    def _locking(self, mover: DataMover, device: Device) -> tuple[Callable[[], object], bytes]:
+        hosts = [vmfs.Host(1, mover, device, GUARD_BLOCKS), vmfs.Host(2, mover, self.other_host, GUARD_BLOCKS)]
+        hosts[0].format()
+
+        def work() -> None:
+            for round_ in range(LOCK_ROUNDS):
+                holder, other = hosts[round_ % 2], hosts[1 - round_ % 2]
+                assert holder.acquire(), "a free lock was refused"
+                assert not other.acquire(), "two hosts hold the lock"
+                assert not other.steal(round_), "two hosts hold the lock"
+                holder.heartbeat()
+                holder.release()
+
+        beats = LOCK_ROUNDS // 2
+        sectors = vmfs.record(vmfs.FREE, LOCK_ROUNDS) + vmfs.pulse(1, beats) + vmfs.pulse(2, beats)
+        guard = GUARD * (GUARD_BLOCKS * BLOCK_BYTES)
+        rest = GUARD * (self.region_blocks * BLOCK_BYTES - len(sectors))
+        return work, guard + sectors + rest + guard
