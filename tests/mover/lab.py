@@ -130,7 +130,7 @@ class Lab:
     def set_policy(self, path: str, primitive: Primitive, action: str) -> None:
         """Puts a rule for a LUN in force while the sessions go on."""
         body = {"lun": path, "offloads": {primitive.value: action}}
-        answer = httpx.put(f"http://{self.appliance.addresses['api']}/api/v1/policy", json=body, timeout=30)
+        answer = httpx.patch(f"http://{self.appliance.addresses['api']}/api/v1/policy", json=body, timeout=30)
         assert answer.is_success, answer.text
 
     # Blocks.

@@ -113,7 +113,7 @@ class Siege:
             while not self.stop.wait(0.3):
                 lun = rng.choice(("attacked/a", "attacked/b"))
                 body = {"lun": lun, "offloads": {rng.choice(OFFLOADS): rng.choice(("support", "support", "reject"))}}
-                answer = httpx.put(url, json=body, timeout=60)
+                answer = httpx.patch(url, json=body, timeout=60)
                 assert answer.is_success, answer.text
         finally:
             self.stop.set()
