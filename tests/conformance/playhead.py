@@ -26,6 +26,9 @@ class PlayheadTarget:
 
         native = appliance.cli("volume", "create", f"{group}/native", "--size", size, "--physical-block", "512")
         self._arguments[Place.NATIVE] = [native["iscsi_url"]]
+        fixed = appliance.cli("volume", "create", f"{group}/not-thin", "--size", size)
+        appliance.cli("policy", "set", "unmap=reject", "--lun", f"{group}/not-thin")
+        self._arguments[Place.NO_UNMAP] = [fixed["iscsi_url"]]
         # In a target of its own: the test resets the whole of it while others run.
         appliance.cli("group", "create", f"{group}-huge")
         huge = appliance.cli("volume", "create", f"{group}-huge/lun", "--size", str(HUGE_BYTES))

@@ -16,7 +16,7 @@ from tests.appliance import Appliance
 
 from . import tgtd
 from .iscsi_test_cu import Expected, Run, differences, expectations, summary
-from .places import WANTED
+from .places import DEFECTS, WANTED
 from .playhead import PlayheadTarget
 from .suites import REPOSITORY, Suite, installed, newest_or_none
 from .tgtd import TgtdTarget
@@ -121,6 +121,17 @@ def page(suites: list[Suite], ours: list[Outcomes], theirs: list[Outcomes]) -> s
         lines += table(suite, own, other)
     lines += ["## What Playhead does not pass, and why", ""]
     lines += reasons(ours, [expectations(suite.version) for suite in suites]) or ["Nothing."]
+    lines += [
+        "",
+        "## Tests that no right answer satisfies",
+        "",
+        "They run, for both targets, where the suite itself skips them.",
+        "",
+    ]
+    lines += [
+        f"- `{test}`" + (f" (of {version})" if version else "") + f": {why}. Runs on {where.value}."
+        for (version, test), (where, why) in DEFECTS.items()
+    ]
     lines += ["", "## What tgtd fails", "", failures(theirs), ""]
     lines += [
         "## Where the tests run",

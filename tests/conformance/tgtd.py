@@ -79,6 +79,7 @@ class TgtdTarget:
         self._arguments[Place.TWO_PORTALS] = plain
         self._arguments[Place.READ_ONLY] = self._target(2, "read-only", "readonly=1")[:1]
         self._arguments[Place.NATIVE] = self._target(3, "native", "lbppbe=0")[:1]
+        self._arguments[Place.NO_UNMAP] = self._target(5, "not-thin", "thin_provisioning=0")[:1]
         chap = self._target(4, "chap")[0]
         self._adm("new", "account", "--user", USER, "--password", SECRET)
         self._adm("bind", "account", "--tid", "4", "--user", USER)

@@ -23,6 +23,8 @@ FAILED = pytest.StashKey[bool]()
 EXPECTED_OF_THE_KERNEL = (
     # A unit attention that every target owes a new session (SAM-5 5.14, 29h/00h), and that Linux logs as a warning.
     "Power-on or device reset occurred",
+    # Another one, 2Ah: somebody else preempted or released a reservation (SPC-4 5.13.11).
+    "Parameters changed",
     # nbd-client -d.
     "shutting down sockets",
     # The host is busy and held up the emulation.

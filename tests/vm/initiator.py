@@ -103,6 +103,11 @@ def session(
     machine.check(f"iscsiadm -m session -r {number} --logout")
 
 
+def generic(machine: Machine, device: str) -> str:
+    """The SCSI generic node of a disk, by which some tools insist on sending their commands."""
+    return "/dev/" + machine.check(f"ls /sys/block/{device.rpartition('/')[2]}/device/scsi_generic").strip()
+
+
 @contextmanager
 def _iscsi(machine: Machine, disk: Disk) -> Iterator[str]:
     with session(machine, [disk]) as [device]:
