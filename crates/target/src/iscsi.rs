@@ -291,7 +291,7 @@ impl Server {
     }
 
     /// Puts another LUN masking in force, for the sessions there are and those to come. Initiators whose list of LUNs is another
-    /// than before are told (REPORTED LUNS DATA HAS CHANGED); commands under way on a LUN that is taken away finish.
+    /// than before are told (REPORTED LUNS DATA HAS CHANGED); commands whose data is there finish.
     pub fn set_masking(&self, masking: Masking) {
         {
             let mut current = self.shared.masking.write();
@@ -299,6 +299,24 @@ impl Server {
             self.shared.masking_generation.fetch_add(1, Ordering::AcqRel);
         }
         self.shared.registry.wake_all();
+        self.tell_visitors();
+    }
+
+    /// Has copies that work on a unit from elsewhere follow the masking. Sessions see to their own.
+    fn tell_visitors(&self) {
+        let masking = self.shared.masking();
+        for target in self.shared.catalogue.targets() {
+            let (_, units) = target.units();
+            for (_, unit) in &units {
+                for nexus in unit.visitors() {
+                    let view = masking.view(&target.name, units.clone(), &nexus.port().name);
+                    match view.into_values().find(|(_, shown)| Arc::ptr_eq(shown, unit)) {
+                        Some((seen, _)) => nexus.set_read_only(seen.read_only),
+                        None => nexus.set_gone(),
+                    }
+                }
+            }
+        }
     }
 
     /// Has logins from now on prove themselves as `credentials` says. Sessions that exist stay.

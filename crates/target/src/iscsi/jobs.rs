@@ -190,6 +190,11 @@ impl Session {
         told
     }
 
+    /// Has what goes on in the background end, too.
+    pub(super) fn cancel_background(&self) {
+        self.working.values().for_each(|working| working.cancel.cancel());
+    }
+
     /// The session ends: so do its jobs. Waits until they change nothing more, for a session that takes this one's place must not
     /// meet them.
     pub(super) fn abandon_jobs(&mut self) {

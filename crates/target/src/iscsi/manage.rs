@@ -144,8 +144,14 @@ impl Session {
     fn answer_text(&mut self, asked: &[u8]) -> Option<Vec<u8>> {
         let mut answer = Vec::new();
         let mut any_known = false;
+        let mut seen: Vec<&str> = Vec::new();
         for pair in text::pairs(asked) {
             let (key, value) = pair.ok()?;
+            // Once each (RFC 7143 6.2): a small text must not be able to ask for a large list many times.
+            if seen.contains(&key) {
+                return None;
+            }
+            seen.push(key);
             let was_known = std::mem::replace(&mut any_known, true);
             match key {
                 "SendTargets" => {

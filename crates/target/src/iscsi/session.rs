@@ -376,8 +376,8 @@ impl Session {
         self.refresh_views();
     }
 
-    /// Where in `views` the unit is that a command names.
-    pub(super) fn view(&mut self, lun: [u8; 8]) -> Option<usize> {
+    /// Has `views` be what the initiator is shown now.
+    pub(super) fn follow_views(&mut self) {
         if let Some(target) = &self.target {
             if self.views_are_stale(target) {
                 // Writes of the old list go first.
@@ -385,6 +385,11 @@ impl Session {
                 self.refresh_views();
             }
         }
+    }
+
+    /// Where in `views` the unit is that a command names.
+    pub(super) fn view(&mut self, lun: [u8; 8]) -> Option<usize> {
+        self.follow_views();
         let number = lun_number(lun)?;
         self.views.binary_search_by_key(&number, |view| view.number).ok()
     }

@@ -91,6 +91,7 @@ impl Session {
             }
             function::I_T_NEXUS_RESET => {
                 let jobs = self.abort_all(|_| true);
+                self.cancel_background();
                 self.lose_nexuses();
                 Answer::After(jobs, Vec::new())
             }

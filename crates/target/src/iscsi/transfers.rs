@@ -270,16 +270,16 @@ impl Session {
             return;
         };
         transfer.asked.r2ts = transfer.r2t_sn;
+        self.follow_views();
         let view = &transfer.view;
         if view.unit.epoch(&view.nexus) != transfer.asked.epoch {
             // Ended by a reset or by another initiator: no answer (SAM-5 5.6, TAS=0).
             self.answers.finish(transfer.asked.immediate);
             return;
         }
-        if let Some(sense) = view.unit.barred(&transfer.command) {
-            let ending = transfer.asked.ending(status::CHECK_CONDITION, 0);
-            let format = view.unit.settings().descriptor_sense;
-            self.answers.check(&ending, &sense, format);
+        if let Err(refusal) = view.unit.readmit(&view.nexus, &transfer.command) {
+            let unit = Arc::clone(&view.unit);
+            self.refuse_of(&unit, &transfer.asked, refusal, 0);
             return;
         }
         let bytes = transfer.buffer.len();

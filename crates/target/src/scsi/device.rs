@@ -147,9 +147,10 @@ impl Device {
 
     /// A nexus ends: its RESERVE goes with it, persistent registrations stay.
     pub(super) fn leave(&self, nexus: &Nexus) {
-        self.nexuses.lock().retain(|known| known.upgrade().is_some_and(|known| known.id != nexus.id));
+        // It stays known as long as a command holds it: what that may do, and when it is over, others must be able to say.
+        nexus.set_gone();
         let own = nexus.it_nexus();
-        if self.nexuses().iter().all(|other| other.it_nexus() != own) {
+        if self.nexuses().iter().filter(|other| other.is_present()).all(|other| other.it_nexus() != own) {
             self.change_in_memory(|reservations| reservations.nexus_lost(&own));
         }
     }
@@ -248,10 +249,15 @@ impl Device {
         self.settings.store(pack(DEFAULTS), Ordering::Relaxed);
         self.stopped.store(false, Ordering::Relaxed);
         self.change_in_memory(Reservations::reset);
+        self.end_background_copies();
+        self.attend(Attention::Reset, |_| true);
+    }
+
+    /// Ends copies at work in the background, of all initiators.
+    pub(super) fn end_background_copies(&self) {
         for nexus in self.nexuses() {
             nexus.copies.reset();
         }
-        self.attend(Attention::Reset, |_| true);
     }
 
     /// CLEAR TASK SET (SAM-5 7.5): ends all tasks and tells the other initiators.

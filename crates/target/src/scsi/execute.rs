@@ -57,6 +57,7 @@ impl LogicalUnit {
                 mode::emit_sense(&request, &self.settings(), &self.device(nexus), data_in)?;
             }
             Command::ModeSelect { long, .. } => {
+                refuse_to_readers(nexus)?;
                 let chosen = mode::parse_select(data_out, long, &self.settings(), &self.device(nexus))?;
                 // Turning the cache off promises that what it held is safe.
                 if self.settings().write_cache && !chosen.write_cache {
@@ -67,6 +68,9 @@ impl LogicalUnit {
             Command::StartStopUnit { start, load_eject, immediate, without_flush } => {
                 if load_eject {
                     return Err(Sense::in_cdb(4, Some(1)).into()); // the medium is not removable
+                }
+                if !start {
+                    refuse_to_readers(nexus)?;
                 }
                 self.device.stopped.store(!start, Ordering::Relaxed);
                 if !start && !without_flush {
@@ -121,8 +125,14 @@ impl LogicalUnit {
                 self.write_atomic(blocks, data_out)?;
                 done = self.after_change(blocks.fua);
             }
-            Command::Sanitize(request) => done = self.sanitize(&request, data_out)?,
-            Command::FormatUnit(request) => done = self.format(&request, data_out)?,
+            Command::Sanitize(request) => {
+                done = self.sanitize(&request, data_out)?;
+                self.revoke_tokens(reach);
+            }
+            Command::FormatUnit(request) => {
+                done = self.format(&request, data_out)?;
+                self.revoke_tokens(reach);
+            }
             Command::ReadDefectData { long, lists_and_format, .. } => {
                 erase::emit_no_defects(long, lists_and_format, data_in);
             }
@@ -139,6 +149,7 @@ impl LogicalUnit {
                 if data_out.len() < list_bytes as usize {
                     return Err(Sense::PARAMETER_LIST_LENGTH.into());
                 }
+                refuse_to_readers(nexus)?;
                 self.device.set_groups(nexus, data_out)?;
             }
             Command::ExtendedCopy { .. } => done = self.extended_copy(nexus, command, data_out, reach)?,
@@ -177,6 +188,13 @@ impl LogicalUnit {
         fua || !self.settings().write_cache
     }
 
+    /// Tokens that stand for what was just erased would bring it back.
+    fn revoke_tokens(&self, reach: &dyn Reach) {
+        if let Some(tokens) = reach.tokens() {
+            tokens.revoke_erased(&self.lun.identity().uuid);
+        }
+    }
+
     /// How a change ends: with FUA, or with the write cache off, only after a flush.
     pub(super) fn after_change(&self, fua: bool) -> Done {
         if self.flushes(fua) {
@@ -185,4 +203,12 @@ impl LogicalUnit {
             Done::Good
         }
     }
+}
+
+/// An initiator that may only read does not get to stop the unit, or to protect it, for those who may write.
+fn refuse_to_readers(nexus: &Nexus) -> Result<(), Sense> {
+    if nexus.read_only() {
+        return Err(Sense::WRITE_PROTECTED);
+    }
+    Ok(())
 }

@@ -88,6 +88,11 @@ pub struct Nexus {
     offloads: AtomicU8,
     /// This initiator may not change the unit, whatever others may.
     read_only: AtomicBool,
+    /// Set for good when the session ends or the unit is taken from it. Commands under way hold the nexus, and whoever ends
+    /// tasks still finds them by it.
+    gone: AtomicBool,
+    /// No session is behind it.
+    visiting: AtomicBool,
     counters: Arc<Counters>,
     /// Copies it asked for.
     pub(super) copies: Held,
@@ -112,9 +117,39 @@ impl Nexus {
             rights: AtomicU8::new(Rights::ALL.bits()),
             offloads: AtomicU8::new(offloads.bits()),
             read_only: AtomicBool::new(false),
+            gone: AtomicBool::new(false),
+            visiting: AtomicBool::new(false),
             counters,
             copies: Held::default(),
         }
+    }
+
+    /// The initiator has lost the unit: what it began there may end, and begin nothing more.
+    pub fn set_gone(&self) {
+        self.gone.store(true, Ordering::Release);
+    }
+
+    /// Whether the session has ended, or the unit was taken from it.
+    pub fn is_gone(&self) -> bool {
+        self.gone.load(Ordering::Acquire)
+    }
+
+    /// Made for one command, beside whatever session there is.
+    pub(super) fn set_visiting(&self) {
+        self.visiting.store(true, Ordering::Release);
+    }
+
+    pub(super) fn is_visiting(&self) -> bool {
+        self.visiting.load(Ordering::Acquire)
+    }
+
+    /// Whether a session is behind it.
+    pub(super) fn is_present(&self) -> bool {
+        !self.is_gone() && !self.is_visiting()
+    }
+
+    pub(super) fn target_name(&self) -> &str {
+        &self.target.name
     }
 
     /// The initiator's end.

@@ -66,8 +66,11 @@ impl Sanitizer {
         }
     }
 
-    fn is_running(&self) -> bool {
-        self.0.state.load(Ordering::Acquire) == RUNNING
+    /// Begins an operation, which bars the unit; whoever begins it ends it. Returns the state before.
+    fn claim(&self) -> Result<u8, Sense> {
+        let begin = |state| (state != RUNNING).then_some(RUNNING);
+        let claimed = self.0.state.fetch_update(Ordering::AcqRel, Ordering::Acquire, begin);
+        claimed.map_err(|_| Sense::SANITIZE_IN_PROGRESS.with_progress(self.0.done.load(Ordering::Relaxed)))
     }
 }
 
@@ -132,20 +135,21 @@ impl LogicalUnit {
     /// SANITIZE (SBC-4 5.30).
     pub(super) fn sanitize(&self, request: &Sanitize, data_out: &[u8]) -> Result<Done, Refusal> {
         let progress = &self.device.sanitizer.0;
-        if let Some(sense) = self.device.sanitizer.bars().filter(|_| self.device.sanitizer.is_running()) {
-            return Err(sense.into());
-        }
         match request.action {
             Action::ExitFailureMode => {
-                if progress.state.load(Ordering::Acquire) == FAILED_FOR_GOOD {
+                let before = self.device.sanitizer.claim()?;
+                if before == FAILED_FOR_GOOD {
+                    progress.end(before);
                     return Err(Sense::in_cdb(1, Some(4)).into());
                 }
                 progress.end(IDLE);
                 Ok(Done::Good)
             }
             Action::BlockErase | Action::CryptographicErase => {
-                self.erase()?;
-                progress.end(IDLE);
+                let before = self.device.sanitizer.claim()?;
+                let erased = self.erase();
+                progress.end(if erased.is_ok() { IDLE } else { before });
+                erased?;
                 Ok(Done::AfterFlush)
             }
             Action::Overwrite { .. } => {
@@ -162,8 +166,9 @@ impl LogicalUnit {
         Ok(Done::AfterFlush)
     }
 
-    /// Everything becomes zeros, in one record.
+    /// Everything becomes zeros, in one record. Copies in the background that would bring something back end.
     fn erase(&self) -> Result<(), Sense> {
+        self.device.end_background_copies();
         let everything = Change::Unmap { lba: 0, count: self.lun.block_count() };
         self.lun.submit(&[everything]).map_err(|error| sense_of_write(&error))?;
         Ok(())
@@ -171,10 +176,7 @@ impl LogicalUnit {
 
     fn start_overwrite(&self, overwrite: Overwrite, request: &Sanitize) -> Result<Done, Refusal> {
         let progress = &self.device.sanitizer.0;
-        let before = progress.state.swap(RUNNING, Ordering::AcqRel);
-        if before == RUNNING {
-            return Err(Sense::SANITIZE_IN_PROGRESS.into());
-        }
+        let before = self.device.sanitizer.claim()?;
         progress.done.store(0, Ordering::Relaxed);
         progress.abandoned.store(false, Ordering::Release);
         if let Err(sense) = self.erase() {

@@ -129,16 +129,25 @@ impl LogicalUnit {
 
     /// Begins a nexus with `port`, under `policy`.
     pub fn attach(&self, port: InitiatorPort, policy: &Policy) -> Arc<Nexus> {
-        self.visit(port, policy)
-    }
-
-    /// A nexus for one command that names this unit from elsewhere: it need not end.
-    pub fn visit(&self, port: InitiatorPort, policy: &Policy) -> Arc<Nexus> {
         let offloads = policy.in_force(&self.lun.identity().uuid, &port.name);
         let counters = self.ledger.of(&port.name);
         let nexus = Arc::new(Nexus::new(port, Arc::clone(&self.target), offloads, counters));
         self.device.enter(&nexus);
         nexus
+    }
+
+    /// A nexus for one command that names this unit from elsewhere: it need not end.
+    pub fn visit(&self, port: InitiatorPort, policy: &Policy) -> Arc<Nexus> {
+        let nexus = self.attach(port, policy);
+        nexus.set_visiting();
+        nexus
+    }
+
+    /// The nexuses made by [`LogicalUnit::visit`] whose commands are still at work here.
+    pub fn visitors(&self) -> Vec<Arc<Nexus>> {
+        let mut visitors = self.device.nexuses();
+        visitors.retain(|nexus| nexus.is_visiting() && nexus.target_name() == &*self.target.name);
+        visitors
     }
 
     /// Puts another policy in force; initiators that get other offloads than before are told to look again.
@@ -264,6 +273,24 @@ impl LogicalUnit {
     pub fn barred_unread(&self, cdb: &[u8; 16], refusal: &Sense) -> Option<Sense> {
         let unknown = *refusal == Sense::INVALID_OPCODE || sanitize::runs_anyway_code(cdb[0]);
         self.device.sanitizer.bars().filter(|_| !unknown)
+    }
+
+    /// Whether `command`, which was admitted, may still run now that its data has come. Time has passed: the unit may have been taken
+    /// from its initiator, or the offload, or the right to change anything; and what it names is chosen only now.
+    pub fn readmit(&self, nexus: &Nexus, command: &Command) -> Result<(), Refusal> {
+        if nexus.is_gone() || self.is_retired() {
+            return Err(Sense::LUN_NOT_SUPPORTED.into());
+        }
+        if let Some(sense) = self.barred(command) {
+            return Err(sense.into());
+        }
+        if let Some(offload) = Offload::of(command) {
+            check_policy(nexus, offload, command)?;
+        }
+        if command.changes_blocks() {
+            self.check_writable(nexus)?;
+        }
+        Ok(())
     }
 
     /// Whether `command` may run now for `nexus`. Errors are its end.

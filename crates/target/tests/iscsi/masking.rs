@@ -143,7 +143,7 @@ fn a_change_is_live_and_told_to_those_alone_whom_it_concerns() {
 }
 
 #[test]
-fn a_write_under_way_on_a_lun_that_is_taken_away_finishes() {
+fn a_write_whose_data_comes_after_its_lun_was_taken_away_is_refused() {
     let server = serve_three();
     let mut peer = login(&server, ONE, 2);
     peer.ready();
@@ -166,10 +166,26 @@ fn a_write_under_way_on_a_lun_that_is_taken_away_finishes() {
         offset_bytes: 0,
     };
     peer.send(&Request::DataOut(data_out), &[0xee; 512]);
-    assert_eq!(peer.end_of(command.itt).status, 0);
+    assert_eq!(peer.end_of(command.itt).sense, Some(0x2500));
     let mut two = login(&server, TWO, 2);
     two.ready();
-    assert_eq!(two.read(8, 512).data, [0xee; 512]);
+    assert_ne!(two.read(8, 512).data, [0xee; 512]);
+}
+
+#[test]
+fn who_may_only_read_does_not_stop_or_protect_the_unit_for_others() {
+    let server = serve_three();
+    mask(&server, &[(IQN, 0, &[(ONE, 0, true), (TWO, 0, false)])]);
+    let mut reader = login(&server, ONE, 2);
+    let mut writer = login(&server, TWO, 2);
+    reader.ready();
+    writer.ready();
+    let stop = [0x1b, 0, 0, 0, 0, 0];
+    let protect = [0, 0, 0, 0, 0x0a, 0x0a, 0, 0, 0x08, 0, 0, 0, 0, 0, 0, 0];
+    assert_eq!(reader.command(&stop, 0, &[]).sense, Some(0x2700));
+    let mode_select = [0x15, 0x10, 0, 0, protect.len() as u8, 0];
+    assert_eq!(reader.command(&mode_select, 0, &protect).sense, Some(0x2700));
+    assert_eq!(writer.write(0, &[5; 512]).status, 0);
 }
 
 #[test]

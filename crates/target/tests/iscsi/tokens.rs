@@ -238,6 +238,32 @@ fn a_token_goes_with_its_lun_and_with_the_right_to_see_it() {
 }
 
 #[test]
+fn what_is_erased_does_not_come_back_by_a_token() {
+    let stage = Stage::new();
+    let mut peer = stage.peer();
+    for erase in [[0x48, 0x02, 0, 0, 0, 0, 0, 0, 0, 0], [0x04, 0, 0, 0, 0, 0, 0, 0, 0, 0]] {
+        stage.fill(0, 500, &pattern(96 * BLOCK, 9));
+        let token = token(&mut peer, 0, &[(500, 96)]);
+        assert_eq!(peer.command(&erase, 0, &[]).status, 0);
+        assert_eq!(write(&mut peer, 1, &using(&token, 0, &[(500, 96)])), refused(0x2306));
+        assert!(stage.bytes(0, 500, 96) == [0; 96 * BLOCK]);
+    }
+}
+
+#[test]
+fn ranges_that_were_announced_and_did_not_come_are_not_good() {
+    let stage = Stage::new();
+    let mut peer = stage.peer();
+    stage.fill(0, 500, &pattern(8 * BLOCK, 9));
+    let token = token(&mut peer, 0, &[(500, 8)]);
+    let mut list = Vec::new();
+    rod_token::emit_write_using(&using(&token, 0, &[(0, 4), (4, 4)]), &mut list);
+    list.truncate(list.len() - 16);
+    let ended = peer.command(&copy_cdb(0x11, 1, list.len()), 0, &list);
+    assert_eq!((ended.status, ended.sense), refused(0x1a00));
+}
+
+#[test]
 fn data_that_could_not_be_kept_cancels_its_token() {
     let stage = Stage::new();
     let mut peer = stage.peer();

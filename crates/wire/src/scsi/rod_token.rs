@@ -193,13 +193,17 @@ pub fn parse_write_using(list: &[u8], limits: &TokenLimits) -> Result<Option<Wri
     }))
 }
 
-/// The ranges behind a header whose last two bytes are their length. One cut off by the end of the list is ignored.
+/// The ranges behind a header whose last two bytes are their length. What is left over of less than a range is ignored.
 fn parse_ranges(list: &[u8], header_bytes: usize, limits: &TokenLimits) -> Result<Vec<Range>, Sense> {
     let length_at = header_bytes - 2;
     let described_bytes = usize::from(be16(list, length_at));
     // The data length counts what stands behind itself: the rest of the header, and the ranges.
     if described_bytes < RANGE_BYTES || usize::from(be16(list, 0)) != described_bytes + length_at {
         return Err(Sense::in_parameters(length_at as u16));
+    }
+    // GOOD for a range that was announced and did not come would claim what was not done.
+    if list.len() < header_bytes + described_bytes / RANGE_BYTES * RANGE_BYTES {
+        return Err(Sense::PARAMETER_LIST_LENGTH);
     }
     let bytes = &list[header_bytes..list.len().min(header_bytes + described_bytes)];
     if bytes.len() / RANGE_BYTES > usize::from(limits.ranges) {

@@ -164,7 +164,7 @@ impl LogicalUnit {
         let delete = write.delete;
         let after: run::After = Box::new(move |end| match end {
             Err(Refusal::Check(Sense::TOKEN_CANCELLED)) => tokens.cancel(id),
-            _ if delete => tokens.delete(id),
+            Ok(_) if delete => tokens.delete(id),
             _ => tokens.touch(id),
         });
         Ok((stretch, asked > there - write.offset, after))

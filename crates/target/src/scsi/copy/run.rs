@@ -48,7 +48,7 @@ impl Part {
 
     /// Whether its tasks were ended, or it was taken away, since the copy began.
     fn is_lost(&self) -> bool {
-        self.unit.is_retired() || self.unit.epoch(&self.nexus) != self.epoch
+        self.unit.is_retired() || self.nexus.is_gone() || self.unit.epoch(&self.nexus) != self.epoch
     }
 }
 

@@ -248,6 +248,13 @@ impl Tokens {
         drop(revoked);
     }
 
+    /// What a LUN held is erased: so are the tokens that stand for it, whichever target they were made by.
+    pub fn revoke_erased(&self, uuid: &[u8; 16]) {
+        let of_lun = |token: &Token| token.data.frozen.identity().uuid == *uuid;
+        let revoked = self.table.lock().end(Sense::TOKEN_REVOKED, of_lun);
+        drop(revoked);
+    }
+
     /// Another policy is in force: tokens of those who may not have them go.
     pub fn revoke_by(&self, policy: &Policy) {
         let rejected = |token: &Token| {

@@ -111,7 +111,12 @@ impl Device {
         let ports = self.ports();
         Surroundings {
             ports: ports.iter().map(|port| (port.name.clone(), port.relative_id)).collect(),
-            present: self.nexuses().iter().map(|nexus| nexus.it_nexus()).collect(),
+            present: self
+                .nexuses()
+                .iter()
+                .filter(|nexus| nexus.is_present())
+                .map(|nexus| nexus.it_nexus())
+                .collect(),
         }
     }
 
