@@ -432,7 +432,8 @@ def test_a_catalogue_of_before_is_brought_up_to_date(tmp_path: Path) -> None:
     with sqlite3.connect(tmp_path / "store" / "catalogue.db") as db:
         for table in ("mappings", "initiators", "offload_rules", "hosts", "discovery", "redirections"):
             db.execute(f"DROP TABLE {table}")
-        db.execute("ALTER TABLE exports DROP COLUMN read_only")
+        for column in ("read_only", "physical_block_bytes"):
+            db.execute(f"ALTER TABLE exports DROP COLUMN {column}")
         db.execute("PRAGMA user_version = 1")
     db.close()
     (tmp_path / "store" / "catalogue.db").chmod(0o644)
