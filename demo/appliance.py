@@ -69,7 +69,9 @@ def serving(store: Path, work: Path) -> Iterator[Appliance]:
     """An appliance on free ports of this machine's loopback, for the length of the context; its log is serve.log."""
     log = work / "serve.log"
     anywhere = "127.0.0.1:0"
-    command: list[str | Path] = [sys.executable, "-m", "playhead", "serve", "--store", store]
+    # However full this machine's disk is, the demonstration needs little of it.
+    command: list[str | Path] = ["env", "PLAYHEAD_SPACE_LOW_BYTES=1M"]
+    command += [sys.executable, "-m", "playhead", "serve", "--store", store]
     command += ["--log-format", "json"]
     command += ["--iscsi", anywhere, "--nbd", anywhere, "--api", anywhere]
     with running(command, log, lambda: _ready(log) is not None) as process:
