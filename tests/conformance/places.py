@@ -10,7 +10,7 @@ class Place(enum.Enum):
     """A kind of logical unit and of way to it."""
 
     PLAIN = "a thin LUN of 1 GiB, 512-byte blocks in physical blocks of 4 KiB"
-    TWO_PORTALS = "the same LUN by two portals"
+    TWO_PORTALS = "the same LUN by two sessions, of as many portals as the target has"
     READ_ONLY = "a write-protected LUN"
     NATIVE = "a LUN whose physical blocks are its logical ones"
     CHAP = "a target that demands CHAP"

@@ -154,6 +154,8 @@ impl Volume {
                         None => sorted(source.look(from, n)?.0),
                     };
                     source.check_unfolded()?;
+                    // A closed image lets go of the past it was compared by.
+                    source.check_present()?;
                     if inner.state.read().folded != folded {
                         continue;
                     }

@@ -306,6 +306,8 @@ impl Volume {
             at += n;
         }
         self.check_unfolded()?;
+        // What was looked at may have been closed, or left behind by the window, meanwhile.
+        self.check_present()?;
         out.truncate(limit);
         Ok(out)
     }
