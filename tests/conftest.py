@@ -14,6 +14,10 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    for item in items:
+        # With several workers a file's tests stay together, and so do those that share the one guest.
+        folder = item.path.parent.name
+        item.add_marker(pytest.mark.xdist_group(folder if folder == "vm" else str(item.path)))
     if config.getoption("--soak"):
         return
     for item in items:
