@@ -42,7 +42,7 @@ impl<'a> Draft<'a> {
 const PAGE_BYTES: u64 = 4096;
 /// How long a write waits for housekeeping to make room before it is refused.
 const ROOM_WAIT: Duration = Duration::from_secs(20);
-/// Full segments that may wait for their index before writers wait for the keeper.
+/// Full segments that may wait for their index before writers wait for the sealer.
 const MAX_SEALING: usize = 64;
 /// The most room kept for what must not wait for room; in small segments it is a sixteenth.
 const MAX_RESERVE_BYTES: u64 = 4 << 20;
@@ -115,6 +115,7 @@ impl Inner {
         self.publish(&entries, &sealed, Point { lsn: end, time_ns: log.time_ns });
         if !sealed.is_empty() {
             self.preparer.wake();
+            self.sealer.wake();
             self.keeper.wake();
         }
         Ok(first.unwrap_or(end))
@@ -286,7 +287,7 @@ impl Inner {
                 return Ok(());
             }
             if crowded {
-                self.keeper.wake();
+                self.sealer.wake();
             } else if !log.preparing {
                 match self.make_segment(log) {
                     Ok(()) => continue,
@@ -302,7 +303,9 @@ impl Inner {
             if timed_out && crowded {
                 return Err(Error::Failed {
                     group: self.name.clone(),
-                    cause: "the keeper does not keep up".into(),
+                    cause:
+                        "sealing full segments does not keep up: the medium is too slow for what is written"
+                            .into(),
                 });
             }
         }
@@ -353,7 +356,7 @@ impl Inner {
 }
 
 impl crate::group::State {
-    /// The active segment is full: its records wait for the keeper; `next` is active now.
+    /// The active segment is full: its records wait for the sealer; `next` is active now.
     pub(crate) fn seal_active(&mut self, next: Arc<Segment>) {
         let entries = std::mem::take(&mut self.active);
         if let Some((_, segment)) = self.segments.last_key_value() {

@@ -5,7 +5,10 @@
 
 use crate::{
     append::Draft,
-    group::Inner,
+    extents::{Kind, Loc},
+    group::{Inner, Tip},
+    lineage::TimelineId,
+    read::{CopyCache, CopyInfo},
     record::{CopySource, Opcode},
     segment::place,
     superblock::VolumeInfo,
@@ -39,6 +42,10 @@ pub(crate) const STEP_BLOCKS: u64 = 2048;
 pub(crate) const BATCH_RECORDS: usize = 1 << 16;
 /// A copy onto itself is cut into pieces as long as it is shifted; into more than this many of them it is not worth cutting.
 const MAX_CUTS: u64 = 1024;
+/// Links of a chain that one copy is shortened by, at most.
+const MAX_SHORTENED: usize = 8;
+/// Extents looked at for that in one batch; a copy of what is in more pieces stays as it is.
+const MAX_LOOKED: usize = 1 << 15;
 /// Extents asked for at once.
 pub(crate) const EXTENTS: usize = 256;
 
@@ -148,15 +155,67 @@ impl Volume {
             return self.check_present();
         }
         let number = source.volume.info.number;
-        let payloads = payloads(number, references);
-        let drafts = self.reference_drafts(references, &payloads);
+        let asked = payloads(number, references);
+        let drafts = self.reference_drafts(references, &asked);
         let mut log = self.group.0.log.lock();
         self.group.0.make_room(&mut log, &drafts)?;
         let timeline = self.timeline(&log)?;
         // A volume is removed with the log held: from here on it stays.
         source.check_present()?;
-        self.group.0.append(&mut log, timeline, &drafts)?;
+        let (references, sources) = self.shorten(timeline, number, references);
+        let drafts = self.reference_drafts(&references, &sources);
+        if !drafts.is_empty() {
+            self.group.0.append(&mut log, timeline, &drafts)?;
+        }
         Ok(())
+    }
+
+    /// Makes copies of a copy copies of what that is a copy of, where this has not been changed since: so a chain does not grow with every
+    /// copy that is made of the last. The log is held, so nothing changes; what would copy blocks onto themselves falls away.
+    fn shorten(
+        &self,
+        timeline: TimelineId,
+        source: u32,
+        references: &[Reference],
+    ) -> (Vec<Reference>, Vec<[u8; CopySource::BYTES]>) {
+        let to = self.volume.info.number;
+        let state = self.group.0.state.read();
+        // Over a view, which may have to be read from the disk, it is not worth while.
+        let tip = state.tips.get(&timeline).filter(|tip| tip.under.is_none());
+        let copies = self.group.0.copies.read();
+        let mut out = (Vec::with_capacity(references.len()), Vec::with_capacity(references.len()));
+        // What the references before have changed, which the index does not know yet.
+        let mut changed: Option<(u64, u64)> = None;
+        let mut looks = MAX_LOOKED;
+        for r in references {
+            let mut from = (source, r.source_lba);
+            for _ in 0..MAX_SHORTENED {
+                let spoilt = |(volume, lba): (u32, u64)| {
+                    let within = |(first, end)| lba < end && first < lba + r.count;
+                    volume == to && changed.is_some_and(within)
+                };
+                let next = tip.and_then(|tip| {
+                    copied_from(tip, &copies, state.folded, (from.0, from.1, r.count), &mut looks)
+                });
+                match next.filter(|next| !spoilt(from) && !spoilt(*next)) {
+                    Some(next) => from = next,
+                    None => break,
+                }
+            }
+            let short = CopyPiece { source_lba: from.1, ..*r };
+            if from == (to, r.lba) {
+                continue;
+            }
+            let (volume, kept) = match from.0 == to && short.overlaps() {
+                true => (source, *r),
+                false => (from.0, short),
+            };
+            let (first, end) = changed.unwrap_or((r.lba, r.lba));
+            changed = Some((first.min(r.lba), end.max(r.lba + r.count)));
+            out.0.push(kept);
+            out.1.push(CopySource { volume, lba: kept.source_lba }.encode());
+        }
+        out
     }
 
     pub(crate) fn reference_drafts<'a>(
@@ -218,6 +277,31 @@ impl Volume {
         }
         Ok(())
     }
+}
+
+/// What `count` blocks from `lba` of a volume are one copy of, if that has not been changed since.
+fn copied_from(
+    tip: &Tip,
+    copies: &CopyCache,
+    folded: Lsn,
+    (volume, lba, count): (u32, u64, u64),
+    looks: &mut usize,
+) -> Option<(u32, u64)> {
+    let mut first: Option<Loc> = None;
+    let mut told = 0;
+    let mut look = || {
+        *looks = looks.saturating_sub(1);
+        *looks > 0
+    };
+    let one = tip.own.lookup_while(volume, lba, count, &mut |m| {
+        told += m.count;
+        look() && m.loc.kind() == Kind::Copy && *first.get_or_insert(m.loc) == m.loc
+    });
+    let copy = first.filter(|loc| one && told == count && loc.lsn() >= folded)?.lsn();
+    let CopyInfo { lba: to, source, .. } = copies.get(copy)?;
+    let from = source.lba + (lba - to);
+    let unchanged = tip.own.lookup_while(source.volume, from, count, &mut |m| look() && m.loc.lsn() < copy);
+    unchanged.then_some((source.volume, from))
 }
 
 impl Inner {

@@ -248,6 +248,14 @@ impl ExtentMap {
 
     /// Calls `visit` with the extents that overlap `count` blocks from `lba`, in order, clipped. Where there is none, nothing is called.
     pub(crate) fn lookup(&self, lba: u64, count: u64, visit: &mut dyn FnMut(Mapped)) {
+        self.lookup_while(lba, count, &mut |m| {
+            visit(m);
+            true
+        });
+    }
+
+    /// As [`ExtentMap::lookup`], as long as `visit` says to go on; whether it always did.
+    pub(crate) fn lookup_while(&self, lba: u64, count: u64, visit: &mut dyn FnMut(Mapped) -> bool) -> bool {
         let size = 1_u64 << self.chunk_shift;
         let end = lba + count;
         let mut at = lba;
@@ -262,7 +270,9 @@ impl ExtentMap {
                 }
                 Some(Page::Whole(loc)) => {
                     let to = end.min((index / PAGE_CHUNKS as u64 + 1) * self.page_blocks());
-                    visit(Mapped { lba: at, count: to - at, loc: *loc });
+                    if !visit(Mapped { lba: at, count: to - at, loc: *loc }) {
+                        return false;
+                    }
                     at = to;
                     continue;
                 }
@@ -271,23 +281,29 @@ impl ExtentMap {
             match chunk {
                 None | Some(Chunk::Empty) => {}
                 Some(Chunk::Whole(loc)) => {
-                    visit(Mapped { lba: at, count: to - at, loc: loc.advanced(at - first) });
+                    if !visit(Mapped { lba: at, count: to - at, loc: loc.advanced(at - first) }) {
+                        return false;
+                    }
                 }
                 Some(Chunk::Some(entries)) => {
                     let (from, until) = ((at - first) as u32, (to - first) as u32);
                     let i = entries.partition_point(|e| e.end() <= from);
                     for e in entries[i..].iter().take_while(|e| e.start() < until) {
                         let e = e.clip(from, until);
-                        visit(Mapped {
+                        let m = Mapped {
                             lba: first + u64::from(e.start()),
                             count: u64::from(e.end() - e.start()),
                             loc: e.loc(),
-                        });
+                        };
+                        if !visit(m) {
+                            return false;
+                        }
                     }
                 }
             }
             at = to;
         }
+        true
     }
 
     /// Calls `visit` with every extent in order; neighbours that continue each other come as one.

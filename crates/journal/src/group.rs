@@ -264,11 +264,13 @@ pub(crate) struct Inner {
     pub(crate) durable: AtomicU64,
     pub(crate) flush: FlushQueue,
     pub(crate) keeper: Signal,
+    pub(crate) sealer: Signal,
     pub(crate) preparer: Signal,
     /// Signalled when a fold or a preparation has made room.
     pub(crate) room: Condvar,
     pub(crate) policy: Mutex<Policy>,
     pub(crate) alert: Mutex<Option<String>>,
+    pub(crate) sealing_alert: Mutex<Option<String>>,
     /// The journal holds more than its policy allows.
     pub(crate) over_limit: AtomicBool,
     /// When the keeper last looked at the time of day, and what it took it for.
@@ -327,6 +329,7 @@ impl Group {
             durable_lsn: segment::first_lsn(0, bytes),
             edge: Point { lsn: segment::first_lsn(0, bytes), time_ns: files.now_ns() },
             folded: segment::first_lsn(0, bytes),
+            step: None,
             volumes: Vec::new(),
             next_volume: 1,
             history: History::default(),
@@ -400,6 +403,7 @@ impl Group {
                 .failure
                 .get()
                 .map(|cause| format!("stopped taking writes: {cause}"))
+                .or_else(|| i.sealing_alert.lock().clone())
                 .or_else(|| i.alert.lock().clone()),
             over_limit: i.over_limit.load(Ordering::Relaxed),
             recovery: i.recovery,
@@ -539,6 +543,7 @@ impl Group {
             return Ok(());
         }
         i.keeper.wake();
+        i.sealer.wake();
         i.preparer.wake();
         i.flush.wake();
         let threads = std::mem::take(&mut *i.threads.lock());

@@ -91,6 +91,9 @@ impl Group {
     pub fn open_image(&self, name: &str, lsn: Lsn, writable: bool) -> Result<Image> {
         check_name("image", name)?;
         let i = &self.0;
+        if writable {
+            i.room_for_branch()?;
+        }
         let mut control = i.control.lock();
         if writable {
             i.check_writable()?;
@@ -199,6 +202,7 @@ impl Group {
     /// hosts (which must not use them meanwhile, since their caches know nothing of it). No data is moved.
     pub fn rewind(&self, lsn: Lsn) -> Result<Rewind> {
         let i = &self.0;
+        i.room_for_branch()?;
         let mut control = i.control.lock();
         i.check_writable()?;
         let to = self.point_at_lsn(lsn)?;
@@ -221,10 +225,9 @@ impl Group {
         let longest = Point { lsn: Lsn::MAX, time_ns: u64::MAX };
         control.check_room(change(Rewind { at: longest, to, undo_lsn: Lsn::MAX }))?;
         let mut log = i.log.lock();
-        i.make_room(&mut log, &draft)?;
         let old = log.production;
         let undo_lsn = i.state.read().head.lsn;
-        let at_lsn = i.append(&mut log, old, &draft)?;
+        let at_lsn = i.append_now(&mut log, old, &draft)?;
         // The log stays held: no write may come between the BRANCH record and the switch. The superblock is the point of no return.
         i.flush_inline()?;
         let rewind = Rewind { at: Point { lsn: at_lsn, time_ns: log.time_ns }, to, undo_lsn };
@@ -258,14 +261,21 @@ impl Group {
 }
 
 impl Inner {
+    /// Waits for room for a BRANCH record. Making room takes `control`, so nobody may wait for it who holds that; whoever does then appends at once, if
+    /// need be into the room that is kept for what must not wait.
+    fn room_for_branch(&self) -> Result<()> {
+        let payload = [0; BranchPoint::BYTES];
+        let draft = [Draft::new(Opcode::Branch, NO_VOLUME, 0, 0, &payload)];
+        self.make_room(&mut self.log.lock(), &draft)
+    }
+
     fn append_branch(&self, timeline: Timeline, production: bool) -> Result<()> {
         let parent = timeline.parent.unwrap_or(0);
         let payload = BranchPoint { timeline: timeline.id, parent, at: timeline.at, production }.encode();
         let draft = [Draft::new(Opcode::Branch, NO_VOLUME, 0, 0, &payload)];
         let mut log = self.log.lock();
-        self.make_room(&mut log, &draft)?;
         let on = log.production;
-        self.append(&mut log, on, &draft)?;
+        self.append_now(&mut log, on, &draft)?;
         drop(log);
         self.flush_inline().map(|_| ())
     }

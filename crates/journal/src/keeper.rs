@@ -1,4 +1,7 @@
 //! Housekeeping, off the path of I/O: sealing full segments, merging runs, moving the trailing edge, materialising hot views.
+//!
+//! Sealing has a thread of its own: hosts wait for it when they write without a rest, so it must not wait for a fold, which can take as long as
+//! the largest record is large.
 
 use std::{
     sync::{atomic::Ordering, Arc},
@@ -77,7 +80,8 @@ impl Group {
         if !self.0.background {
             while self.0.prepare(true) {}
         }
-        self.0.tend(false, true)
+        self.0.seal_full(true)?;
+        self.0.tend(false)
     }
 }
 
@@ -85,27 +89,48 @@ impl Inner {
     /// The keeper's thread.
     pub(crate) fn run_keeper(&self) {
         let mut said = String::new();
+        while !self.closed.load(Ordering::Acquire) {
+            let room = self.keeper.wait(LOOK);
+            if self.closed.load(Ordering::Acquire) {
+                return;
+            }
+            self.tell(self.tend(room), &self.alert, "housekeeping", &mut said);
+        }
+    }
+
+    /// The sealer's thread.
+    pub(crate) fn run_sealer(&self) {
+        let mut said = String::new();
         let mut records = 0;
         while !self.closed.load(Ordering::Acquire) {
             let waiting = !self.state.read().sealing.is_empty();
-            let room = self.keeper.wait(if waiting { REST } else { LOOK });
+            self.sealer.wait(if waiting { REST } else { LOOK });
             if self.closed.load(Ordering::Acquire) {
                 return;
             }
             let before = std::mem::replace(&mut records, self.counters.records.load(Ordering::Relaxed));
-            match self.tend(room, before == records) {
-                Ok(()) => said.clear(),
-                Err(_) if self.closed.load(Ordering::Acquire) => return,
-                Err(e) => {
-                    let text = e.to_string();
-                    if said != text {
-                        log::error!(
-                            "group {}: housekeeping failed and will be tried again: {text}",
-                            self.name
-                        );
-                        *self.alert.lock() = Some(format!("housekeeping failed: {text}"));
-                        said = text;
-                    }
+            let outcome = self.seal_full(before == records);
+            if matches!(outcome, Ok(n) if n > 0) {
+                self.keeper.wake();
+            }
+            if outcome.is_ok() {
+                *self.sealing_alert.lock() = None;
+            }
+            self.tell(outcome.map(|_| ()), &self.sealing_alert, "sealing", &mut said);
+        }
+    }
+
+    /// Says once what failed.
+    fn tell(&self, outcome: Result<()>, alert: &Mutex<Option<String>>, what: &str, said: &mut String) {
+        match outcome {
+            Ok(()) => said.clear(),
+            Err(_) if self.closed.load(Ordering::Acquire) => {}
+            Err(e) => {
+                let text = e.to_string();
+                if *said != text {
+                    log::error!("group {}: {what} failed and will be tried again: {text}", self.name);
+                    *alert.lock() = Some(format!("{what} failed: {text}"));
+                    *said = text;
                 }
             }
         }
@@ -126,14 +151,10 @@ impl Inner {
         }
     }
 
-    /// `resting`: hosts write nothing now. While they do, the newest full segments wait: sealing syncs them, and a burst should not
-    /// share the medium and the processor with that.
-    pub(crate) fn tend(&self, need_room: bool, resting: bool) -> Result<()> {
-        let _tending = self.tending.lock();
-        if need_room {
-            self.give_up_oldest()?;
-        }
-        self.seal_down_to(if resting { 0 } else { MAX_WAITING })?;
+    /// Seals full segments and returns how many. `resting`: hosts write nothing now. While they do, the newest ones wait: sealing syncs
+    /// them, and a burst should not share the medium and the processor with that.
+    pub(crate) fn seal_full(&self, resting: bool) -> Result<usize> {
+        let sealed = self.seal_down_to(if resting { 0 } else { MAX_WAITING })?;
         let (waiting, sizes) = {
             let state = self.state.read();
             (state.sealing.clone(), Arc::clone(&state.sizes))
@@ -141,6 +162,15 @@ impl Inner {
         for sealing in &waiting {
             // An image that is opened meanwhile finds them made.
             sealing.maps(&sizes);
+        }
+        Ok(sealed)
+    }
+
+    /// A round of what is not sealing.
+    fn tend(&self, need_room: bool) -> Result<()> {
+        let _tending = self.tending.lock();
+        if need_room {
+            self.give_up_oldest()?;
         }
         self.room.notify_all();
         self.merge_all()?;
@@ -152,13 +182,14 @@ impl Inner {
 
     /// Gives every full segment its index and runs.
     pub(crate) fn seal_all(&self) -> Result<()> {
-        self.seal_down_to(0)
+        self.seal_down_to(0).map(|_| ())
     }
 
-    fn seal_down_to(&self, waiting: usize) -> Result<()> {
+    fn seal_down_to(&self, waiting: usize) -> Result<usize> {
         let _one_at_a_time = self.one_sealer.lock();
         // Only what is full now: hosts may fill segments as fast as they can be sealed, and the rest of housekeeping must come to its turn.
         let full = self.state.read().sealing.len();
+        let mut sealed = 0;
         for _ in waiting..full {
             let oldest = {
                 let state = self.state.read();
@@ -168,8 +199,9 @@ impl Inner {
                 Some(sealing) => self.seal(&sealing)?,
                 None => break,
             }
+            sealed += 1;
         }
-        Ok(())
+        Ok(sealed)
     }
 
     fn seal(&self, sealing: &Sealing) -> Result<()> {
@@ -354,7 +386,12 @@ impl Inner {
             let step = ((newest - first) / 8).max(1);
             (first_lsn((first + step).min(newest), self.segment_bytes), state.edge.lsn)
         };
-        let outcome = self.seal_all().and_then(|()| self.trim_on_full_disk(target));
+        // There may be no room even for an index; what is folded needs none.
+        let sealed = match self.seal_all().map_err(|e| no_space(&self.name, e)) {
+            Err(Error::NoSpace { .. }) => Ok(()),
+            other => other,
+        };
+        let outcome = sealed.and_then(|()| self.trim_on_full_disk(target));
         let stuck = outcome.as_ref().map_or(true, |edge| edge.lsn <= before);
         self.keeper.state.lock().exhausted = stuck;
         self.room.notify_all();

@@ -32,6 +32,7 @@ mod record;
 mod run;
 mod scan;
 mod segment;
+mod step;
 mod superblock;
 mod view;
 mod volume;

@@ -45,11 +45,20 @@ impl Maps {
         }
     }
 
+    /// As [`ExtentMap::lookup_while`].
+    pub(crate) fn lookup_while(
+        &self,
+        volume: u32,
+        lba: u64,
+        count: u64,
+        visit: &mut dyn FnMut(Mapped) -> bool,
+    ) -> bool {
+        self.maps.get(&volume).is_none_or(|map| map.lookup_while(lba, count, visit))
+    }
+
     /// Whether any block of the range has a version.
     pub(crate) fn touches(&self, volume: u32, lba: u64, count: u64) -> bool {
-        let mut found = false;
-        self.lookup(volume, lba, count, &mut |_| found = true);
-        found
+        !self.lookup_while(volume, lba, count, &mut |_| false)
     }
 
     /// Every extent, by volume and block.

@@ -123,10 +123,12 @@ impl Group {
             durable: AtomicU64::new(memory.durable_lsn),
             flush: Default::default(),
             keeper: Default::default(),
+            sealer: Default::default(),
             preparer: Default::default(),
             room: Condvar::new(),
             policy: Mutex::new(Policy::default()),
             alert: Mutex::new(None),
+            sealing_alert: Mutex::new(None),
             over_limit: AtomicBool::new(false),
             clock: Mutex::new(None),
             failure: OnceLock::new(),
@@ -141,14 +143,7 @@ impl Group {
         inner.honour_branches(&branches)?;
         let memory = inner.control.lock().memory.clone();
         inner.restore_lines(&memory)?;
-        // A fold that a crash interrupted is finished. If it cannot be (a full disk, say), nothing is lost by serving without: what it
-        // wrote to the bases is also in the log, and the keeper tries again.
-        if memory.folded < memory.edge.lsn {
-            let _folding = inner.folding.lock();
-            if let Err(e) = inner.fold(memory.edge.lsn, &mut |_, _| true) {
-                log::warn!("group {}: what left the window is not yet in the bases: {e}", memory.name);
-            }
-        }
+        // A fold that a crash interrupted is the keeper's to finish: what is not yet in the bases is in the log, and read from there.
         let group = Group(inner);
         if options.background {
             group.start_threads()?;
@@ -159,8 +154,12 @@ impl Group {
     fn start_threads(&self) -> Result<()> {
         let i = &self.0;
         type Work = (&'static str, fn(&Inner));
-        let work: [Work; 3] =
-            [("flush", Inner::run_flusher), ("keep", Inner::run_keeper), ("prep", Inner::run_preparer)];
+        let work: [Work; 4] = [
+            ("flush", Inner::run_flusher),
+            ("seal", Inner::run_sealer),
+            ("keep", Inner::run_keeper),
+            ("prep", Inner::run_preparer),
+        ];
         for (what, run) in work {
             let inner = Arc::clone(i);
             let thread = thread::Builder::new()

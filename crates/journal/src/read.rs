@@ -11,10 +11,12 @@
 
 use std::{collections::HashMap, sync::Arc};
 
+use parking_lot::MutexGuard;
+
 use crate::{
     error::Context,
     extents::{Kind, Loc},
-    group::{Inner, State, VolumeState},
+    group::{Inner, Log, State, VolumeState},
     image::ImageState,
     lineage::{agree, TimelineId},
     record::{self, CopySource, Header, Opcode},
@@ -124,8 +126,27 @@ pub(crate) struct Todo {
     pub(crate) at: u64,
 }
 
+/// Where a read found its blocks. As long as that is where they are, they are the same.
+#[derive(Default, PartialEq, Eq)]
+struct Seen {
+    pieces: Vec<Piece>,
+    /// How far the bases had come, if any block was read from one: between two folds the base of such a block stays as it is.
+    folded: Option<Lsn>,
+}
+
+impl Seen {
+    fn of(found: &FoundList, folded: Lsn) -> Seen {
+        let mut pieces: Vec<Piece> = found.iter().map(|f| f.piece).collect();
+        pieces.sort_unstable_by_key(|p| p.lba);
+        let based = pieces.iter().any(|p| p.loc.is_none());
+        Seen { pieces, folded: based.then_some(folded) }
+    }
+}
+
 /// Folding can overtake a read of a copy; it moves in large steps, so a few attempts are many.
 const ATTEMPTS: usize = 64;
+/// How often a read that is to hold the log looks without it first.
+const LOOKS: usize = 8;
 
 impl Volume {
     /// Reads `buf.len() / 512` blocks from `lba`; `buf.len()` is a multiple of 512.
@@ -137,32 +158,76 @@ impl Volume {
         if buf.is_empty() {
             return Ok(());
         }
-        let inner = &self.group.0;
-        'again: for _ in 0..ATTEMPTS {
-            let (found, sight) = self.look(lba, (buf.len() / BLOCK_BYTES) as u64)?;
-            let mut copies: Vec<Todo> = Vec::new();
-            for f in found {
-                let at = f.piece.lba - lba;
-                let volume = &self.volume;
-                if f.is_copy() {
-                    copies.push(Todo { volume: Arc::clone(volume), found: f, at });
-                } else if let Err(e) = inner.fill(volume, &f, at, buf) {
-                    // A segment that was folded and removed before its file was opened: the bytes are in the base now.
-                    if f.piece.loc.is_some_and(|l| l.lsn() < inner.state.read().folded) {
-                        continue 'again;
-                    }
-                    return Err(e);
-                }
-            }
-            let fill = &mut |t: Todo| inner.fill(&t.volume, &t.found, t.at, buf);
-            if copies.is_empty() || inner.follow(&sight, copies, fill)? >= inner.state.read().folded {
-                // An image closed meanwhile no longer holds the edge, so what was read may not be its own; nor may what a fold has
-                // come by be a moment's.
-                self.check_unfolded()?;
-                return self.check_present();
+        self.read_seen(lba, buf, None)
+    }
+
+    /// As [`Volume::read`], and tells where it found the blocks, if asked.
+    fn read_seen(&self, lba: u64, buf: &mut [u8], mut seen: Option<&mut Seen>) -> Result<()> {
+        for _ in 0..ATTEMPTS {
+            let folded = self.group.0.state.read().folded;
+            match self.read_once(lba, buf, folded, seen.as_deref_mut()) {
+                Ok(true) => return Ok(()),
+                Ok(false) => {}
+                // What a fold took away meanwhile (a segment or a run whose file had not been opened yet) is in the bases now.
+                Err(_) if self.group.0.state.read().folded > folded => {}
+                Err(e) => return Err(e),
             }
         }
         Err(self.overtaken())
+    }
+
+    /// `false` if a fold, which had come to `folded` before, has overtaken it.
+    fn read_once(&self, lba: u64, buf: &mut [u8], folded: Lsn, seen: Option<&mut Seen>) -> Result<bool> {
+        let inner = &self.group.0;
+        let (found, sight) = self.look(lba, (buf.len() / BLOCK_BYTES) as u64)?;
+        if let Some(seen) = seen {
+            *seen = Seen::of(&found, folded);
+        }
+        let mut copies: Vec<Todo> = Vec::new();
+        for f in found {
+            let at = f.piece.lba - lba;
+            if f.is_copy() {
+                copies.push(Todo { volume: Arc::clone(&self.volume), found: f, at });
+            } else {
+                inner.fill(&self.volume, &f, at, buf)?;
+            }
+        }
+        let fill = &mut |t: Todo| inner.fill(&t.volume, &t.found, t.at, buf);
+        if !copies.is_empty() && inner.follow(&sight, copies, fill)? < inner.state.read().folded {
+            return Ok(false);
+        }
+        // An image closed meanwhile no longer holds the edge, so what was read may not be its own; nor may what a fold has come by be a
+        // moment's.
+        self.check_unfolded()?;
+        self.check_present()?;
+        Ok(true)
+    }
+
+    /// Reads, and returns with the log held, so that nobody changes what was read; but without doing there what can take long: files are
+    /// read, and chains of copies followed, before; with the log held it is only seen that all is still where it was found.
+    /// `lock` takes the log.
+    pub(crate) fn read_held<'a>(
+        &'a self,
+        lba: u64,
+        buf: &mut [u8],
+        lock: impl Fn() -> Result<MutexGuard<'a, Log>>,
+    ) -> Result<MutexGuard<'a, Log>> {
+        let count = (buf.len() / BLOCK_BYTES) as u64;
+        for _ in 0..LOOKS {
+            let mut seen = Seen::default();
+            self.read_seen(lba, buf, Some(&mut seen))?;
+            let log = lock()?;
+            let (found, _) = self.look(lba, count)?;
+            // Asked for afterwards, as it was asked for beforehand then: so no fold has come to its end in between.
+            let folded = self.group.0.state.read().folded;
+            if Seen::of(&found, folded) == seen {
+                return Ok(log);
+            }
+        }
+        // Others change these blocks all the time. Now they cannot.
+        let log = lock()?;
+        self.read(lba, buf)?;
+        Ok(log)
     }
 
     pub(crate) fn overtaken(&self) -> Error {

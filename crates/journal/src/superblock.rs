@@ -17,6 +17,7 @@ use crate::{
     files::{File, Files, Open},
     lineage::{History, TimelineId},
     record::{u32_at, u64_at, FORMAT},
+    step::StepDone,
     Error, Lsn, Point, Result,
 };
 
@@ -83,6 +84,9 @@ pub(crate) struct Memory {
     pub(crate) edge: Point,
     /// The bases hold everything of production's lineage below this; equal to the edge unless folding is under way.
     pub(crate) folded: Lsn,
+    /// How far the step of folding that begins at `folded` has come, if it is a large one. Without it the step is repeated as a whole.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(crate) step: Option<StepDone>,
     pub(crate) volumes: Vec<VolumeInfo>,
     pub(crate) next_volume: u32,
     pub(crate) history: History,

@@ -234,9 +234,8 @@ impl Volume {
         }
         let drafts = self.drafts(&[Change::Write { lba, data: write }])?;
         let mut present = vec![0; compare.len()];
-        let mut log = self.group.0.log.lock();
+        let mut log = self.read_held(lba, &mut present, || Ok(self.group.0.log.lock()))?;
         let timeline = self.timeline(&log)?;
-        self.read(lba, &mut present)?;
         if let Some(offset) = first_difference(&present, compare) {
             return Ok(Some(offset));
         }
@@ -247,13 +246,15 @@ impl Volume {
     /// Replaces the blocks from `lba` on by their bitwise OR with `data`; atomic against every other change of the group. In the journal
     /// it is a write of the outcome. Returns the head behind it (ORWRITE, SBC-4 5.12).
     pub fn or_write(&self, lba: u64, data: &[u8]) -> Result<Lsn> {
-        // Waiting for room lets go of the log, so it comes before the reading; the outcome takes as much as the operand.
+        // Waiting for room lets go of the log, so it comes before it is seen that what was read still holds; the outcome takes as much as the operand.
         let operand = self.drafts(&[Change::Write { lba, data }])?;
         let mut ored = vec![0; data.len()];
-        let mut log = self.group.0.log.lock();
-        self.group.0.make_room(&mut log, &operand)?;
+        let mut log = self.read_held(lba, &mut ored, || {
+            let mut log = self.group.0.log.lock();
+            self.group.0.make_room(&mut log, &operand)?;
+            Ok(log)
+        })?;
         let timeline = self.timeline(&log)?;
-        self.read(lba, &mut ored)?;
         ored.iter_mut().zip(data).for_each(|(a, b)| *a |= b);
         let drafts = self.drafts(&[Change::Write { lba, data: &ored }])?;
         self.group.0.append(&mut log, timeline, &drafts)?;
@@ -278,7 +279,15 @@ impl Volume {
         let mut overtaken = 0;
         while at < end && out.len() <= limit {
             let n = step.min(end - at);
-            let (parts, oldest) = self.found_in(at, n)?;
+            let folded = self.group.0.state.read().folded;
+            let (parts, oldest) = match self.found_in(at, n) {
+                // What a fold took away meanwhile is in the bases now.
+                Err(_) if self.group.0.state.read().folded > folded && overtaken < MAX_OVERTAKEN => {
+                    overtaken += 1;
+                    continue;
+                }
+                found => found?,
+            };
             let mut some: Vec<Extent> = Vec::new();
             for t in &parts {
                 let lba = at + t.at;

@@ -153,7 +153,10 @@ fn a_chain_of_ten_thousand_copies_is_followed() {
     write(&a, 0, 7, 8);
     for i in 0..5000_u64 {
         b.copy(&a, &[piece(0, 8, 8)]).unwrap();
+        // What has been changed since cannot be passed over by the next copy.
+        write(&a, 0, 1, 1);
         a.copy(&b, &[piece(8, 0, 8)]).unwrap();
+        write(&b, 8, 2, 1);
         if i == 2500 {
             write(&a, 3, 8, 1);
         }
@@ -167,6 +170,31 @@ fn a_chain_of_ten_thousand_copies_is_followed() {
     assert_eq!(read(&group.volume("a").unwrap(), 0, 8), [7, 7, 7, 8, 7, 7, 7, 7]);
     group.settle(&mut |_, _| true).unwrap();
     assert_eq!(read(&group.volume("a").unwrap(), 0, 8), [7, 7, 7, 8, 7, 7, 7, 7]);
+}
+
+#[test]
+fn a_copy_of_an_unchanged_copy_is_one_of_its_source() {
+    let medium = medium();
+    let group = create(&medium, DIR);
+    let volumes: Vec<Volume> = ["a", "b", "c", "d"].iter().map(|name| add(&group, name, 64)).collect();
+    write(&volumes[0], 0, 1, 64);
+    group.tend().unwrap();
+    for pair in volumes.windows(2) {
+        pair[1].copy(&pair[0], &[piece(0, 0, 64)]).unwrap();
+    }
+    // Back to where it comes from there is nothing to do.
+    assert_eq!(cost(&group, || volumes[0].copy(&volumes[3], &[piece(8, 8, 40)]).unwrap()), (0, 0));
+    // Onto itself, by way of another.
+    volumes[0].copy(&volumes[3], &[piece(0, 4, 40)]).unwrap();
+    write(&volumes[0], 0, 2, 2);
+    volumes[3].copy(&volumes[2], &[piece(0, 20, 10), piece(20, 30, 10)]).unwrap();
+    assert_eq!(read(&volumes[3], 0, 64), [1; 64]);
+    // Nobody is a copy of this one, though one was made of it.
+    group.remove_volume("b", true).unwrap();
+    assert_eq!(read(&volumes[2], 0, 64), [1; 64]);
+    group.settle(&mut |_, _| true).unwrap();
+    assert_eq!(read(&volumes[0], 0, 4), [2, 2, 1, 1]);
+    assert_eq!(read(&volumes[3], 0, 64), [1; 64]);
 }
 
 #[test]

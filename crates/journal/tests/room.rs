@@ -159,3 +159,39 @@ fn a_ready_segment_given_up_for_the_bases_takes_no_new_one_with_it() {
         unlimited.set_policy(Policy::default());
     });
 }
+
+/// Whoever waits for room must not hold what the keeper needs to make it.
+#[test]
+fn a_writable_image_and_a_rewind_find_room_on_a_full_disk() {
+    let (medium, group, volume) = create();
+    drop((volume, group));
+    let options = Options { background: true, ..OPTIONS };
+    let group = Group::open(medium.files(), Path::new(DIR), &options).unwrap();
+    let volume = group.volume("v").unwrap();
+    // The base has its room.
+    write(&volume, 96, 1, 32).unwrap();
+    group.settle(&mut |_, _| true).unwrap();
+    let fill = |round: u32| {
+        // While it holds the edge, nothing can be given up.
+        group.open_image("pin", group.window().edge.lsn, false).unwrap();
+        medium.set_capacity(Some(medium.used_bytes() + (300 << 10)));
+        fill_up(&volume);
+        let name = |n| format!("{round}-{n}");
+        let mut n = 100;
+        while group.bookmark(&name(n), playhead_journal::BookmarkKind::Crash).is_ok() {
+            n += 1;
+        }
+        assert!(matches!(group.rewind(group.head().lsn), Err(Error::NoSpace { .. })));
+        group.close_image("pin").unwrap();
+    };
+    // The first to ask may be told what the keeper found before the image was closed.
+    let tries =
+        |act: &dyn Fn() -> Result<(), Error>| (0..3).any(|_| act().inspect_err(|e| eprintln!("{e}")).is_ok());
+    fill(1);
+    assert!(tries(&|| group.open_image("w", group.head().lsn, true).map(|_| ())));
+    group.close_image("w").unwrap();
+    fill(2);
+    assert!(tries(&|| group.rewind(group.head().lsn).map(|_| ())));
+    medium.set_capacity(None);
+    group.close().unwrap();
+}

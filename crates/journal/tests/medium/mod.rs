@@ -38,6 +38,10 @@ pub(crate) enum Operation {
     SetSize,
     Allocate,
     Punch,
+    /// No boundary: only a [`Pause`] is told.
+    Open,
+    /// As `Open`.
+    Read,
 }
 
 /// One boundary: what was done to which file.
@@ -63,7 +67,7 @@ impl fmt::Display for Boundary {
 /// Decides whether a boundary fails, and how: the number of the system error.
 pub(crate) type Fault = Box<dyn FnMut(&Boundary) -> Option<i32> + Send>;
 
-/// Called before a name changes, with nothing held: so that a test can let something else happen just then.
+/// Called before an operation, with nothing held: so that a test can let something else happen just then.
 pub(crate) type Pause = Arc<dyn Fn(Operation, &Path) + Send + Sync>;
 
 /// A change of a file's bytes or size.
@@ -319,7 +323,7 @@ impl SimFiles {
         self.state().fault = fault;
     }
 
-    /// Called before every change of a name.
+    /// Called before every operation on a name or a file's bytes.
     pub(crate) fn set_pause(&self, pause: Option<Pause>) {
         self.state().pause = pause;
     }
@@ -468,16 +472,20 @@ impl SimFiles {
         })
     }
 
+    fn pause(&self, operation: Operation, path: &Path) {
+        let pause = self.state().pause.clone();
+        if let Some(pause) = pause {
+            pause(operation, path);
+        }
+    }
+
     fn change_names(
         &self,
         operation: Operation,
         path: &Path,
         change: impl FnOnce(&mut State) -> io::Result<NameChange>,
     ) -> io::Result<()> {
-        let pause = self.state().pause.clone();
-        if let Some(pause) = pause {
-            pause(operation, path);
-        }
+        self.pause(operation, path);
         let mut state = self.state();
         let goes = state.reach(operation, path, 0, 0)?;
         let change = change(&mut state)?;
@@ -502,6 +510,7 @@ fn not_found(path: &Path) -> io::Error {
 impl Files for SimFiles {
     fn open(&self, path: &Path, how: Open) -> io::Result<Arc<dyn File>> {
         self.state().powered()?;
+        self.pause(Operation::Open, path);
         let found = self.state().names.get(path).copied();
         let id = match (found, how) {
             (Some(id), Open::Create) => {
@@ -610,6 +619,7 @@ struct SimFile {
 impl SimFile {
     /// Carries out a change, or notes it if the power fails in it.
     fn change(&self, operation: Operation, change: Change, offset: u64, len: u64) -> io::Result<()> {
+        self.medium.pause(operation, &self.path);
         let mut state = self.medium.state();
         let goes = state.reach(operation, &self.path, offset, len)?;
         let boundary = state.boundary;
@@ -654,6 +664,7 @@ pub(crate) const IO_ERROR: i32 = 5;
 
 impl File for SimFile {
     fn read_at(&self, buf: &mut [u8], offset: u64) -> io::Result<()> {
+        self.medium.pause(Operation::Read, &self.path);
         let state = self.medium.state();
         state.powered()?;
         let Some(inode) = state.inodes.get(&self.id) else {
@@ -679,6 +690,7 @@ impl File for SimFile {
     }
 
     fn sync(&self) -> io::Result<()> {
+        self.medium.pause(Operation::Sync, &self.path);
         let mut state = self.medium.state();
         if !state.reach(Operation::Sync, &self.path, 0, 0)? {
             return Err(power_off());
