@@ -62,6 +62,9 @@ impl Session {
                 return Ok(());
             }
         };
+        if response == 0 {
+            self.leave_units();
+        }
         let answer = Response::Logout {
             response,
             itt: request.itt,
