@@ -155,14 +155,26 @@ class Bench:
         return CLONE_BYTES // PIECE_BYTES
 
     def clone_by_token(self) -> int:
-        """WRITE USING TOKEN of a token that stands for all of it."""
-        command, parameters = cdb.populate_token([(0, CLONE_BYTES // BLOCK)], list_id=7)
+        """What a host sends: a token that stands for all of it is made, fetched and used."""
+        self.write_token(self.make_token())
+        return 3
+
+    def make_token(self) -> bytes:
+        """A token of the source, in ranges of 1 GiB."""
+        command, parameters = cdb.populate_token(self._ranges(), list_id=7)
         self.session.must(command, data=parameters, lun=self.lun["source"])
         got = self.session.must(cdb.receive_rod_token(7), read_bytes=2048, lun=self.lun["source"])
-        token = cdb.rod_token_of(got)
-        command, parameters = cdb.write_using_token(token, [(0, CLONE_BYTES // BLOCK)], list_id=8)
+        return cdb.rod_token_of(got)
+
+    def write_token(self, token: bytes) -> int:
+        """One WRITE USING TOKEN for all of it, in ranges of 1 GiB."""
+        command, parameters = cdb.write_using_token(token, self._ranges(), list_id=8)
         self.session.must(command, data=parameters, lun=self.lun["clone"])
-        return 3
+        return 1
+
+    def _ranges(self) -> list[tuple[int, int]]:
+        step = SEGMENT_BYTES // BLOCK
+        return [(at, step) for at in range(0, CLONE_BYTES // BLOCK, step)]
 
     def zero(self) -> int:
         command = cdb.write_same_16(0, ZERO_BYTES // BLOCK, no_data=True)
@@ -218,8 +230,12 @@ def main(arguments: list[str] | None = None) -> int:
         with Appliance(store / "store") as appliance:
             bench = Bench(appliance)
             bench.fill()
+            token = bench.make_token()
             rows = [
                 bench.measure("EXTENDED COPY of 100 GiB, one command", bench.clone_whole),
+                bench.measure(
+                    "WRITE USING TOKEN of 100 GiB, one command", lambda: bench.write_token(token)
+                ),
                 bench.measure("100 GiB by token (three commands)", bench.clone_by_token),
                 bench.measure("EXTENDED COPY of 4 MiB, for 100 GiB", bench.clone_by_pieces, 1),
                 bench.measure("WRITE SAME of zeros over 1 TiB", bench.zero),

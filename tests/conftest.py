@@ -34,7 +34,8 @@ def soak(request: pytest.FixtureRequest) -> bool:
 @pytest.fixture
 def appliance(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Appliance]:
     """A running service. At the end it must stop cleanly and have logged no warning that `expect_log` does not name."""
-    running = Appliance(tmp_path / "store")
+    options = [str(option) for marker in request.node.iter_markers("serve") for option in marker.args]
+    running = Appliance(tmp_path / "store", *options)
     for marker in request.node.iter_markers("expect_log"):
         running.expect(marker.args[0])
     running.start()

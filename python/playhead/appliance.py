@@ -187,13 +187,14 @@ class Appliance:
 
     def service(self) -> Service:
         usage = shutil.disk_usage(self.store.path)
-        iscsi, nbd = self.exports.iscsi_address, self.exports.nbd_address
+        portals, nbd = [portal.text for portal in self.exports.iscsi_portals], self.exports.nbd_address
         return Service(
             version=_native.version(),
             store=str(self.store.path),
             store_free_bytes=usage.free,
             store_size_bytes=usage.total,
-            iscsi=iscsi.text if iscsi else None,
+            iscsi=portals[0] if portals else None,
+            iscsi_portals=portals,
             nbd=nbd.text if nbd else None,
             api=self.api_address,
             started=show_time(self._started_ns),

@@ -92,9 +92,11 @@ class Exports:
 
     def listen(self) -> None:
         """Binds both front ends, with nothing exported; who connects waits until `open`."""
-        iscsi, nbd = self._settings.iscsi, self._settings.nbd
-        if iscsi:
-            self._iscsi = IscsiServer(iscsi.host, iscsi.port)
+        portals, nbd = self._settings.iscsi, self._settings.nbd
+        if portals:
+            self._iscsi = IscsiServer(portals[0].host, portals[0].port)
+            for portal in portals[1:]:
+                self._iscsi.listen(portal.host, portal.port)
             self._iscsi.set_reservation_directory(str(self._reservations))
         if nbd:
             self._nbd = NbdServer(nbd.host, nbd.port)
@@ -177,8 +179,9 @@ class Exports:
         return set(self._targets)
 
     @property
-    def iscsi_address(self) -> Address | None:
-        return Address(*self._iscsi.address) if self._iscsi else None
+    def iscsi_portals(self) -> list[Address]:
+        """Where iSCSI is served; URLs name the first."""
+        return [Address(*bound) for bound in self._iscsi.portals] if self._iscsi else []
 
     @property
     def nbd_address(self) -> Address | None:
@@ -192,8 +195,8 @@ class Exports:
         return iqn
 
     def iscsi_url(self, iqn: str, lun: int) -> str | None:
-        address = self.iscsi_address
-        return f"iscsi://{url_host(address, self._settings)}:{address.port}/{iqn}/{lun}" if address else None
+        portals = self.iscsi_portals
+        return f"iscsi://{url_host(portals[0], self._settings)}:{portals[0].port}/{iqn}/{lun}" if portals else None
 
     def nbd_url(self, path: str) -> str | None:
         address = self.nbd_address

@@ -18,6 +18,7 @@ from playhead.errors import PlayheadError, invalid
 
 DEFAULT_CONFIG = Path("/etc/playhead/playhead.toml")
 DEFAULT_API = "127.0.0.1:7480"
+MAX_PORTALS = 64
 
 
 @dataclass(frozen=True)
@@ -65,12 +66,30 @@ def parse_address(text: str, what: str) -> Address:
     return Address(host, int(port))
 
 
+def parse_portals(value: Any) -> tuple[Address, ...]:
+    """The iSCSI portals: one address, several separated by commas, or a list of them; `off`, alone, is none at all."""
+    parts = value.split(",") if isinstance(value, str) else value
+    if not isinstance(parts, list | tuple) or not all(isinstance(part, str) for part in parts):
+        raise invalid(f"iscsi {value!r} is no list of addresses", 'write ["10.0.0.1:3260", "10.1.0.1:3260"]')
+    words = [word.strip() for part in parts for word in part.split(",")]
+    if [word.lower() for word in words] == ["off"]:
+        return ()
+    portals = tuple(parse_address(word, "iscsi") for word in words)
+    if not 1 <= len(portals) <= MAX_PORTALS:
+        raise invalid(f"iscsi {value!r} has {len(portals)} addresses", f"give 1 to {MAX_PORTALS}, or 'off'")
+    for at, portal in enumerate(portals):
+        if portal.port and portal in portals[:at]:
+            raise invalid(f"iscsi {portal.text} is named twice", "name each portal once")
+    return portals
+
+
 @dataclass(frozen=True)
 class Settings:
-    """The node's settings. Addresses may be None: that front end is off."""
+    """The node's settings. An address may be None, and the portals none at all: that front end is off."""
 
     store: Path = Path("/var/lib/playhead")
-    iscsi: Address | None = Address("127.0.0.1", 3260)
+    iscsi: tuple[Address, ...] = (Address("127.0.0.1", 3260),)
+    """The portals; every target is reached by each of them."""
     nbd: Address | None = Address("127.0.0.1", 10809)
     api: Address = field(default_factory=lambda: parse_address(DEFAULT_API, "api"))
     advertise: str = ""
@@ -113,7 +132,8 @@ def load(flags: Mapping[str, Any], environ: Mapping[str, str] = os.environ, conf
         given = environ.get(f"PLAYHEAD_{name.upper()}")
         if given:
             values[name] = given
-    values |= {name: value for name, value in flags.items() if value is not None}
+    # A flag that may be repeated and was not given is no value, but no None either.
+    values |= {name: value for name, value in flags.items() if value is not None and value != ()}
     return Settings(**{name: _typed(name, value) for name, value in values.items()})
 
 
@@ -140,7 +160,9 @@ def _typed(name: str, value: Any) -> Any:
     match name:
         case "store":
             return Path(str(value)).expanduser().absolute()
-        case "iscsi" | "nbd":
+        case "iscsi":
+            return parse_portals(value)
+        case "nbd":
             return None if str(value).lower() == "off" else parse_address(str(value), name)
         case "api":
             return parse_address(str(value), name)

@@ -333,6 +333,9 @@ class Service(BaseModel):
     store_free_bytes: int
     store_size_bytes: int
     iscsi: str | None
+    """The first of `iscsi_portals`, which URLs name."""
+    iscsi_portals: list[str]
+    """Every address at which every target is reached; empty when iSCSI is off."""
     nbd: str | None
     api: str
     started: str

@@ -6,6 +6,9 @@ from tests.appliance import Appliance
 
 from .places import HUGE_BYTES, SECRET, SIZE_BYTES, USER, Place
 
+TWO_PORTALS = ("--iscsi", "127.0.0.1:0", "--iscsi", "127.0.0.2:0")
+"""Options of a service whose targets are reached by two portals."""
+
 
 class PlayheadTarget:
     """Volumes of a group of their own, so that several runs may go on at once, resets and all."""
@@ -17,7 +20,9 @@ class PlayheadTarget:
         size = str(SIZE_BYTES)
         appliance.cli("group", "create", group)
         plain = appliance.cli("volume", "create", f"{group}/lun", "--size", size)["iscsi_url"]
-        self._arguments = {Place.PLAIN: [plain], Place.TWO_PORTALS: [plain, plain]}
+        portals = appliance.ready["iscsi_portals"]
+        by_another_portal = plain.replace(portals[0], portals[-1])
+        self._arguments = {Place.PLAIN: [plain], Place.TWO_PORTALS: [plain, by_another_portal]}
         appliance.cli("bookmark", "create", f"{group}/empty")
         image = appliance.cli("image", "open", f"{group}/past", "--at", "empty")
         self._arguments[Place.READ_ONLY] = [image["volumes"][0]["iscsi_url"]]

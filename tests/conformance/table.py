@@ -17,7 +17,7 @@ from tests.appliance import Appliance
 from . import tgtd
 from .iscsi_test_cu import Expected, Run, differences, expectations, summary
 from .places import DEFECTS, WANTED
-from .playhead import PlayheadTarget
+from .playhead import TWO_PORTALS, PlayheadTarget
 from .suites import REPOSITORY, Suite, installed, newest_or_none
 from .tgtd import TgtdTarget
 
@@ -46,7 +46,10 @@ def run_suites(suites: list[Suite], against: Callable[[int, Suite], Outcomes]) -
 
 def against_playhead(suites: list[Suite]) -> list[Outcomes]:
     """The suites against a service of their own."""
-    with tempfile.TemporaryDirectory(prefix="conformance-") as folder, Appliance(Path(folder) / "store") as appliance:
+    with (
+        tempfile.TemporaryDirectory(prefix="conformance-") as folder,
+        Appliance(Path(folder) / "store", *TWO_PORTALS) as appliance,
+    ):
         return run_suites(suites, lambda number, suite: Run(suite, PlayheadTarget(appliance, f"suite{number}")).all())
 
 

@@ -7,9 +7,10 @@ from concurrent.futures import ThreadPoolExecutor
 import pytest
 from tests.appliance import Appliance
 from tests.conformance import iscsi_test_cu, suites
-from tests.conformance.playhead import PlayheadTarget
+from tests.conformance.playhead import TWO_PORTALS, PlayheadTarget
 
 
+@pytest.mark.serve(*TWO_PORTALS)
 @pytest.mark.expect_log("iSCSI")
 def test_libiscsis_suites_come_to_what_is_expected(appliance: Appliance) -> None:
     editions = [edition for edition in (suites.installed(), suites.newest_or_none()) if edition is not None]

@@ -27,7 +27,7 @@ def refused(appliance: Appliance) -> ServeError:
 
 
 def test_it_says_where_it_is(appliance: Appliance) -> None:
-    assert set(appliance.ready) == {"event", "api", "iscsi", "nbd"}
+    assert set(appliance.ready) == {"event", "api", "iscsi", "iscsi_portals", "nbd"}
     for name in ("iscsi", "nbd"):
         host, _, port = appliance.ready[name].rpartition(":")
         assert host == "127.0.0.1"
@@ -50,6 +50,28 @@ def test_a_taken_port_is_refused(appliance: Appliance, tmp_path: Path, front_end
     error = refused(other)
     assert error.exit_code == 10
     assert appliance.addresses[front_end] in error.stderr
+
+
+@pytest.mark.serve("--iscsi", "127.0.0.1:0", "--iscsi", "127.0.0.2:0")
+def test_every_portal_is_served_and_told_of(appliance: Appliance) -> None:
+    portals = appliance.ready["iscsi_portals"]
+    assert [tuple_of(portal)[0] for portal in portals] == ["127.0.0.1", "127.0.0.2"]
+    for portal in portals:
+        socket.create_connection(tuple_of(portal), timeout=10).close()
+    service = appliance.cli("status")["service"]
+    assert (service["iscsi"], service["iscsi_portals"]) == (portals[0], portals)
+    assert ", ".join(portals) in appliance.run("status").stdout
+
+
+@pytest.mark.parametrize("dead", ["192.0.2.1:3260", "127.0.0.1:{taken}", "no.such.host.invalid:3260"])
+def test_a_portal_that_cannot_be_is_refused_by_name(tmp_path: Path, dead: str) -> None:
+    with socket.socket() as other:
+        other.bind(("127.0.0.1", 0))
+        other.listen()
+        address = dead.format(taken=other.getsockname()[1])
+        error = refused(Appliance(tmp_path / "store", "--iscsi", "127.0.0.1:0", "--iscsi", address))
+    assert error.exit_code != 0
+    assert tuple_of(address)[0] in error.stderr
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 
 from playhead import names
 from playhead.errors import PlayheadError
-from playhead.node import Settings, load, parse_address
+from playhead.node import Settings, load, parse_address, parse_portals
 from playhead.point import parse_time_ns, resolve, show_time
 from playhead.sizes import parse_size, parse_span_ns, show_size, show_span_ns
 
@@ -174,7 +176,35 @@ def test_flags_win_over_the_environment() -> None:
         {"PLAYHEAD_NBD": "127.0.0.1:1", "PLAYHEAD_ISCSI": "127.0.0.1:2", "PLAYHEAD_STORE": "/s"},
     )
     assert found.nbd is None
-    assert found.iscsi is not None
-    assert found.iscsi.port == 2
+    assert [portal.port for portal in found.iscsi] == [2]
     assert str(found.store) == "/s"
     assert found.api == Settings().api
+
+
+def test_portals_are_one_or_several_however_they_are_given(tmp_path: Path) -> None:
+    def texts(flags: dict[str, object], environ: dict[str, str], toml: str | None = None) -> list[str]:
+        config = None
+        if toml is not None:
+            config = tmp_path / "playhead.toml"
+            config.write_text(toml)
+        return [portal.text for portal in load(flags, environ, config).iscsi]
+
+    both = ["10.0.0.1:3260", "[fd00::1]:860"]
+    assert texts({"iscsi": ()}, {}) == ["127.0.0.1:3260"]
+    assert texts({"iscsi": tuple(both)}, {"PLAYHEAD_ISCSI": "off"}) == both
+    assert texts({"iscsi": ()}, {"PLAYHEAD_ISCSI": " 10.0.0.1:3260, [fd00::1]:860"}) == both
+    assert texts({}, {}, 'iscsi = ["10.0.0.1:3260", "[fd00::1]:860"]') == both
+    assert texts({}, {}, 'iscsi = "10.0.0.1:3260,[fd00::1]:860"') == both
+    assert texts({"iscsi": ("127.0.0.1:0", "127.0.0.1:0")}, {}) == ["127.0.0.1:0", "127.0.0.1:0"]
+    for off in ("off", ["OFF"]):
+        assert load({"iscsi": off}, {}).iscsi == ()
+
+
+@pytest.mark.parametrize(
+    "value", [[], ["off", "127.0.0.1:1"], "127.0.0.1:1,", ["127.0.0.1:1"] * 2, ["127.0.0.1:0"] * 65, [1], 3260, [[]]]
+)
+def test_portals_that_are_none(value: object) -> None:
+    with pytest.raises(PlayheadError) as refused:
+        parse_portals(value)
+    assert "iscsi" in str(refused.value)
+    assert refused.value.next_step

@@ -86,11 +86,20 @@ impl IscsiServer {
         self.inner.open();
     }
 
-    /// The address in use.
+    /// Listens on a further `host` and `port`: another way to the same targets.
+    fn listen(&self, py: Python<'_>, host: &str, port: u16) -> PyResult<()> {
+        py.detach(|| {
+            let address = address("iSCSI", host, port)?;
+            Ok(self.inner.listen(address))
+        })
+        .and_then(|bound| bound.map_err(|e| refusal(&e)))?;
+        Ok(())
+    }
+
+    /// The addresses in use, in the order in which they were asked for.
     #[getter]
-    fn address(&self) -> (String, u16) {
-        let bound = self.inner.address();
-        (bound.ip().to_string(), bound.port())
+    fn portals(&self) -> Vec<(String, u16)> {
+        self.inner.portals().iter().map(|bound| (bound.ip().to_string(), bound.port())).collect()
     }
 
     /// Keeps the persistent reservations that hosts want kept (APTPL) in this directory, made if need be; without it hosts are refused

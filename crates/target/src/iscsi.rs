@@ -4,7 +4,8 @@
 //! which target; `session` is the loop that receives, parses, executes and sends; `commands` hands consecutive writes to the
 //! [`Lun`](crate::lun::Lun) as one batch straight from `buffers`; `transfers` gathers data that comes in several PDUs; `answers`
 //! words the replies; `jobs` does what would hold a session up; `outbox` brings back
-//! flushes and jobs that finished elsewhere; `tasks` ends tasks for initiators; `manage` is everything else that is not a SCSI command.
+//! flushes and jobs that finished elsewhere; `tasks` ends tasks for initiators; `portals` says which addresses
+//! discovery tells of; `manage` is everything else that is not a SCSI command.
 //! `docs/iscsi.md` lists what is offered and where it stops.
 
 mod accept;
@@ -21,6 +22,7 @@ mod login;
 mod manage;
 mod masking;
 mod outbox;
+mod portals;
 mod reads;
 mod redirect;
 mod registry;
@@ -213,6 +215,8 @@ struct Shared {
     doors: crate::doors::Doors,
     /// Bytes held by unfinished writes.
     held_bytes: AtomicUsize,
+    /// Where it listens.
+    portals: RwLock<Vec<SocketAddr>>,
 }
 
 impl Shared {
@@ -265,8 +269,10 @@ impl Server {
             tokens: Arc::default(),
             doors: crate::doors::Doors::default(),
             held_bytes: AtomicUsize::new(0),
+            portals: RwLock::default(),
         });
         let listener = Listener::start(address, Arc::clone(&shared))?;
+        shared.portals.write().push(listener.address);
         Ok(Server { shared, address: listener.address, listeners: Mutex::new(vec![listener]) })
     }
 
@@ -275,12 +281,14 @@ impl Server {
         self.shared.doors.open();
     }
 
-    /// Listens on a further address and returns it with its port. All portals are one portal group.
+    /// Listens on a further address and returns it with its port. All portals are one portal group: every target is reached by each of
+    /// them, and is the same SCSI port there (RFC 7143 4.4.1), so what tells a host's paths apart is the ISID of its sessions.
     ///
     /// Errors: [`ServerError::Bind`], [`ServerError::Start`].
     pub fn listen(&self, address: SocketAddr) -> Result<SocketAddr, ServerError> {
         let listener = Listener::start(address, Arc::clone(&self.shared))?;
         let bound = listener.address;
+        self.shared.portals.write().push(bound);
         self.listeners.lock().push(listener);
         Ok(bound)
     }
@@ -288,6 +296,11 @@ impl Server {
     /// The first address in use.
     pub fn address(&self) -> SocketAddr {
         self.address
+    }
+
+    /// All addresses in use, in the order in which they were asked for.
+    pub fn portals(&self) -> Vec<SocketAddr> {
+        self.shared.portals.read().clone()
     }
 
     /// Puts another LUN masking in force, for the sessions there are and those to come. Initiators whose list of LUNs is another

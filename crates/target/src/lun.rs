@@ -182,6 +182,15 @@ pub trait Lun: Send + Sync {
         false
     }
 
+    /// At most how many blocks of `piece` [`Lun::copy_from`] would read and capture as data, as far as that is known beforehand.
+    fn copy_moves_at_most(&self, source: &CopySource<'_>, piece: &CopyPiece) -> u64 {
+        let _ = source;
+        piece.count
+    }
+
+    /// Somebody has put other contents behind the LUN, past its own methods: what it knows of what was changed since when is void.
+    fn contents_replaced(&self) {}
+
     /// Keeps the blocks as of now readable while the answer is held, without hindering hosts.
     ///
     /// Errors: [`LunError::Unsupported`] by default.

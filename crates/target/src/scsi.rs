@@ -27,5 +27,6 @@ pub use limits::TRANSFER_BLOCKS_MAX;
 pub use nexus::{Attention, Changing, InitiatorPort, Nexus};
 pub use policy::{Offload, OffloadCount, Offloads, Policy, Rule};
 pub use reach::{Nowhere, Reach, Reached};
+pub(crate) use report::PORTAL_GROUP;
 pub use report::{execute_without_unit, report_luns};
 pub use unit::{sense_of_read, sense_of_write, Done, LogicalUnit, Refusal};

@@ -3,15 +3,47 @@
 //! It stands between [`crate::lun::Lun`] and the journal's [`Volume`] and copies nothing: both sides speak of the same
 //! [`Change`], so a batch goes through as the slice it came in.
 
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::Arc;
 
-use playhead_journal::{Error, Moment, Volume};
+use playhead_journal::{Error, Moment, Volume, BLOCK_BYTES};
 
 use crate::lun::{
     copy_data, Change, Compared, Copied, CopyPiece, CopySource, Extent, FlushDone, Frozen, FrozenRef, Lsn,
     Lun, LunError, LunIdentity,
 };
+
+/// What counts as changed when nobody knows what was: more blocks than any volume has, and few enough that no sum of them wraps.
+const EVERYTHING: u64 = 1 << 48;
+
+/// Blocks that changes of a LUN touch, in all: how much of a moment of it can be other than now. Counted when a change begins and
+/// again when it is over, so that one that is under way when the moment is taken counts as later.
+#[derive(Debug, Default)]
+struct Touched {
+    begun: AtomicU64,
+    over: AtomicU64,
+}
+
+impl Touched {
+    /// Has `change` touch `blocks`.
+    fn by<T>(&self, blocks: u64, change: impl FnOnce() -> T) -> T {
+        let blocks = blocks.min(EVERYTHING);
+        self.begun.fetch_add(blocks, Ordering::AcqRel);
+        let outcome = change();
+        self.over.fetch_add(blocks, Ordering::AcqRel);
+        outcome
+    }
+
+    /// Where the count is, for a moment that is taken after this call.
+    fn mark(&self) -> u64 {
+        self.over.load(Ordering::Acquire)
+    }
+
+    /// At most how many blocks were touched since.
+    fn since(&self, mark: u64) -> u64 {
+        self.begun.load(Ordering::Acquire).wrapping_sub(mark)
+    }
+}
 
 /// A volume of a group's production, or of an image, as a disk.
 pub struct ArraySplitter {
@@ -20,12 +52,19 @@ pub struct ArraySplitter {
     physical_block_bytes: u32,
     /// An administrator lets nobody write.
     locked: AtomicBool,
+    touched: Arc<Touched>,
 }
 
 impl ArraySplitter {
     /// Puts `volume` behind the seam under `identity`.
     pub fn new(volume: Volume, identity: LunIdentity) -> Self {
-        Self { volume, identity, physical_block_bytes: 4096, locked: AtomicBool::new(false) }
+        Self {
+            volume,
+            identity,
+            physical_block_bytes: 4096,
+            locked: AtomicBool::new(false),
+            touched: Arc::default(),
+        }
     }
 
     /// The same with another physical block, for hosts that want 512-byte blocks to be native.
@@ -73,12 +112,15 @@ impl Lun for ArraySplitter {
 
     fn submit(&self, changes: &[Change<'_>]) -> Result<Lsn, LunError> {
         self.check_writable()?;
-        self.volume.submit(changes).map_err(|e| refusal(&self.identity.name, e))
+        let blocks = changes.iter().map(blocks_of).fold(0, u64::saturating_add);
+        let submitted = self.touched.by(blocks, || self.volume.submit(changes));
+        submitted.map_err(|e| refusal(&self.identity.name, e))
     }
 
     fn compare_and_write(&self, lba: u64, compare: &[u8], write: &[u8]) -> Result<Compared, LunError> {
         self.check_writable()?;
-        match self.volume.compare_and_write(lba, compare, write) {
+        let blocks = (write.len() / BLOCK_BYTES) as u64;
+        match self.touched.by(blocks, || self.volume.compare_and_write(lba, compare, write)) {
             Ok(None) => Ok(Compared::Written),
             Ok(Some(offset_bytes)) => Ok(Compared::Differs { offset_bytes }),
             Err(e) => Err(refusal(&self.identity.name, e)),
@@ -92,22 +134,25 @@ impl Lun for ArraySplitter {
 
     fn or_write(&self, lba: u64, data: &[u8]) -> Result<(), LunError> {
         self.check_writable()?;
-        self.volume.or_write(lba, data).map(|_| ()).map_err(|e| refusal(&self.identity.name, e))
+        let blocks = (data.len() / BLOCK_BYTES) as u64;
+        let written = self.touched.by(blocks, || self.volume.or_write(lba, data));
+        written.map(|_| ()).map_err(|e| refusal(&self.identity.name, e))
     }
 
     /// A volume of the same group is copied as records that say where from, whatever the length; one of another group as data, its
     /// zeros as zeros; anything else by reads and writes.
     fn copy_from(&self, source: &CopySource<'_>, pieces: &[CopyPiece]) -> Result<Copied, LunError> {
         self.check_writable()?;
+        let blocks = pieces.iter().map(|piece| piece.count).fold(0, u64::saturating_add);
         let outcome = match source {
             CopySource::Now(lun) => match lun.as_any().downcast_ref::<ArraySplitter>() {
-                Some(known) => self.volume.copy(&known.volume, pieces),
+                Some(known) => self.touched.by(blocks, || self.volume.copy(&known.volume, pieces)),
                 None => return copy_data(self, source, pieces),
             },
             CopySource::Frozen(frozen) => match frozen.as_any().downcast_ref::<FrozenVolume>() {
                 Some(known) => {
                     known.moment.check().map_err(|e| refusal(&known.identity.name, e))?;
-                    self.volume.copy_moment(&known.moment, pieces)
+                    self.touched.by(blocks, || self.volume.copy_moment(&known.moment, pieces))
                 }
                 None => return copy_data(self, source, pieces),
             },
@@ -122,9 +167,36 @@ impl Lun for ArraySplitter {
         lun.as_any().downcast_ref::<ArraySplitter>().is_some_and(|known| self.volume.refers_to(&known.volume))
     }
 
+    /// Of a moment of the own line of history only what was changed since becomes data, unless the copy writes over what it reads.
+    fn copy_moves_at_most(&self, source: &CopySource<'_>, piece: &CopyPiece) -> u64 {
+        let CopySource::Frozen(frozen) = source else {
+            return piece.count;
+        };
+        let known = frozen.as_any().downcast_ref::<FrozenVolume>();
+        let Some(known) = known.filter(|known| self.volume.refers_to(&known.volume)) else {
+            return piece.count;
+        };
+        let shift = piece.source_lba.abs_diff(piece.lba);
+        if known.identity.uuid == self.identity.uuid && (1..piece.count).contains(&shift) {
+            return piece.count;
+        }
+        known.touched.since(known.mark).min(piece.count)
+    }
+
+    fn contents_replaced(&self) {
+        self.touched.by(EVERYTHING, || {});
+    }
+
     fn freeze(&self) -> Result<FrozenRef, LunError> {
+        let mark = self.touched.mark();
         let moment = self.volume.freeze().map_err(|e| refusal(&self.identity.name, e))?;
-        Ok(Arc::new(FrozenVolume { moment, identity: self.identity.clone() }))
+        Ok(Arc::new(FrozenVolume {
+            moment,
+            identity: self.identity.clone(),
+            volume: self.volume.clone(),
+            touched: Arc::clone(&self.touched),
+            mark,
+        }))
     }
 
     fn freezes(&self) -> bool {
@@ -155,6 +227,11 @@ impl ArraySplitter {
 struct FrozenVolume {
     moment: Moment,
     identity: LunIdentity,
+    /// What it is a moment of.
+    volume: Volume,
+    touched: Arc<Touched>,
+    /// In `touched`, when the moment was taken.
+    mark: u64,
 }
 
 impl Frozen for FrozenVolume {
@@ -180,6 +257,13 @@ pub fn lun(volume: Volume, identity: LunIdentity) -> Arc<dyn Lun> {
     Arc::new(ArraySplitter::new(volume, identity))
 }
 
+fn blocks_of(change: &Change<'_>) -> u64 {
+    match *change {
+        Change::Write { data, .. } => (data.len() / BLOCK_BYTES) as u64,
+        Change::WriteSame { count, .. } | Change::Zero { count, .. } | Change::Unmap { count, .. } => count,
+    }
+}
+
 /// What the journal's error means to a host. A failure the host can do nothing about is an I/O error with the journal's own words.
 fn refusal(name: &str, error: Error) -> LunError {
     let name = name.to_owned();
@@ -194,6 +278,18 @@ fn refusal(name: &str, error: Error) -> LunError {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_change_under_way_when_a_moment_is_taken_counts_as_later() {
+        let touched = Touched::default();
+        touched.by(5, || {});
+        let mark = touched.by(7, || touched.mark());
+        assert_eq!(touched.since(mark), 7);
+        let mark = touched.mark();
+        assert_eq!(touched.since(mark), 0);
+        touched.by(u64::MAX, || {});
+        assert_eq!(touched.since(mark), EVERYTHING);
+    }
 
     #[test]
     fn a_full_journal_and_a_closed_image_keep_their_meaning() {

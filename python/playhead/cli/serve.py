@@ -31,7 +31,10 @@ from playhead.problem import from_native
 )
 @click.option("--store", metavar="DIR", help="Where everything is kept. [default: /var/lib/playhead]")
 @click.option(
-    "--iscsi", metavar="ADDR:PORT", help="iSCSI portal, or 'off'. Port 0 picks one. [default: 127.0.0.1:3260]"
+    "--iscsi",
+    metavar="ADDR:PORT",
+    multiple=True,
+    help="iSCSI portal, or 'off'; repeat it for several. Port 0 picks one. [default: 127.0.0.1:3260]",
 )
 @click.option("--nbd", metavar="ADDR:PORT", help="NBD server, or 'off'. [default: 127.0.0.1:10809]")
 @click.option(
@@ -44,7 +47,8 @@ def command(config: Path | None, **flags: Any) -> None:
     """Run the appliance in the foreground until SIGTERM or SIGINT.
 
     When everything is served, one line of JSON on stdout says where:
-    {"event": "ready", "api": "http://…", "iscsi": "host:port", "nbd": "host:port"}. The log goes to stderr.
+    {"event": "ready", "api": "http://…", "iscsi": "host:port", "iscsi_portals": ["host:port"], "nbd": "host:port"}.
+    The log goes to stderr.
     """
     settings = load(flags, config=config)
     log.start(settings.log_level, settings.log_format)
@@ -113,11 +117,12 @@ async def _serve_api(
 
 def ready(appliance: Appliance, settings: Settings, api: Address) -> None:
     """Tells whoever started us that everything is served, and where."""
-    iscsi, nbd = appliance.exports.iscsi_address, appliance.exports.nbd_address
+    portals, nbd = [portal.text for portal in appliance.exports.iscsi_portals], appliance.exports.nbd_address
     line = {
         "event": "ready",
         "api": f"http://{url_host(api, settings)}:{api.port}",
-        "iscsi": iscsi.text if iscsi else None,
+        "iscsi": portals[0] if portals else None,
+        "iscsi_portals": portals,
         "nbd": nbd.text if nbd else None,
     }
     try:

@@ -27,7 +27,7 @@ def command(cli: Cli, as_json: bool) -> None:
                 "store",
                 f"{service['store']}, {size(service['store_free_bytes'])} free of {size(service['store_size_bytes'])}",
             ),
-            ("iscsi", service["iscsi"] or "off"),
+            ("iscsi", ", ".join(service["iscsi_portals"]) or "off"),
             ("nbd", service["nbd"] or "off"),
             ("api", service["api"]),
             ("sessions", len(status["sessions"])),

@@ -139,7 +139,7 @@ impl Session {
         });
         // Those in the background have left the window, and must have a bound too.
         let has_room = self.working.len() < 2 * self.shared.limits.tasks_max as usize;
-        if has_room && self.shared.workers.give(*view.unit.naa(), task) {
+        if has_room && self.shared.workers.give(&self.port.name, *view.unit.naa(), task) {
             self.working.insert(number, working);
             if background {
                 self.answers.ending(&asked.ending(status::GOOD, moved_bytes));

@@ -12,6 +12,7 @@ use super::outbox::Event;
 use super::redirect::Redirect;
 use super::registry::{Handle, SessionKey};
 use super::Shared;
+use crate::scsi::PORTAL_GROUP;
 use playhead_wire::iscsi::bhs::{Digests, BHS_LEN};
 use playhead_wire::iscsi::negotiate::{Parameters, SessionType, Wishes};
 use playhead_wire::iscsi::request::{LoginRequest, Request};
@@ -418,7 +419,7 @@ impl<'a> Login<'a> {
             (None, false) => return Err(login_status::MISSING_PARAMETER.into()),
             (Some(name), false) => {
                 // The portal group is told with the first response (RFC 7143 13.9).
-                text::push(&mut self.reply, "TargetPortalGroupTag", "1");
+                text::push(&mut self.reply, "TargetPortalGroupTag", &PORTAL_GROUP.to_string());
                 self.find(initiator, name).map(Some)
             }
         };

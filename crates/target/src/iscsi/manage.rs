@@ -2,14 +2,15 @@
 
 use super::connection::Ended;
 use super::login::WISHES;
+use super::portals;
 use super::redirect::Redirect;
 use super::session::{Order, Session};
+use crate::scsi::PORTAL_GROUP;
 use playhead_wire::iscsi::bhs::BHS_LEN;
 use playhead_wire::iscsi::negotiate::{Answer, Parameters};
 use playhead_wire::iscsi::request::{LogoutRequest, NopOut, TextRequest};
 use playhead_wire::iscsi::response::{reject, Response};
 use playhead_wire::iscsi::{text, RESERVED_TAG};
-use std::net::{IpAddr, SocketAddr};
 use std::time::Instant;
 
 /// Most text of one request, in bytes.
@@ -62,6 +63,9 @@ impl Session {
                 return Ok(());
             }
         };
+        if response == 0 {
+            self.leave_units();
+        }
         let answer = Response::Logout {
             response,
             itt: request.itt,
@@ -208,27 +212,21 @@ impl Session {
         }
     }
 
-    /// Names targets at the portal address the initiator came in by, or where they have moved.
+    /// Names targets at the portals by which the initiator may reach them, or where they have moved.
     fn push_targets(&self, names: &[String], answer: &mut Vec<u8>) {
-        let address = self.link.socket.local_addr().ok().map(plain);
+        let addresses = match self.link.socket.local_addr() {
+            Ok(here) => portals::told(here, &self.shared.portals.read()),
+            Err(_) => Vec::new(),
+        };
         for name in names {
             text::push(answer, "TargetName", name);
             if let Some(redirect) = self.shared.redirect(name).filter(Redirect::is_permanent) {
-                text::push(answer, "TargetAddress", &format!("{},1", redirect.address()));
-            } else if let Some(address) = address {
-                text::push(answer, "TargetAddress", &format!("{address},1"));
+                text::push(answer, "TargetAddress", &format!("{},{}", redirect.address(), PORTAL_GROUP));
+                continue;
+            }
+            for address in &addresses {
+                text::push(answer, "TargetAddress", &format!("{address},{}", PORTAL_GROUP));
             }
         }
-    }
-}
-
-/// An IPv4 address that came in by an IPv6 socket is an IPv4 address to the initiator.
-fn plain(address: SocketAddr) -> SocketAddr {
-    match address.ip() {
-        IpAddr::V6(v6) => match v6.to_ipv4_mapped() {
-            Some(v4) => SocketAddr::new(IpAddr::V4(v4), address.port()),
-            None => address,
-        },
-        IpAddr::V4(_) => address,
     }
 }

@@ -71,6 +71,8 @@ pub(super) struct Session {
     /// Set by a logout or a cold reset: end when everything is sent.
     pub(super) closing: bool,
     stop_at: Option<Instant>,
+    /// Its nexuses have ended; it has yet to say so.
+    left: bool,
     events: Vec<Event>,
 }
 
@@ -125,6 +127,7 @@ impl Session {
             ping_sent: None,
             closing: false,
             stop_at: None,
+            left: false,
             events: Vec::new(),
         };
         session.refresh_views();
@@ -319,7 +322,7 @@ impl Session {
 
     /// Follows the target's list of units, and what the masking shows of it.
     pub(super) fn refresh_views(&mut self) {
-        let Some(target) = &self.target else {
+        let Some(target) = self.target.as_ref().filter(|_| !self.left) else {
             return;
         };
         if !self.views_are_stale(target) {
@@ -374,6 +377,16 @@ impl Session {
         }
         self.views_generation = (u64::MAX, u64::MAX);
         self.refresh_views();
+    }
+
+    /// Ends all nexuses for good, once nothing of them changes a unit any more: what RESERVE holds is released. Whoever is told that the
+    /// session has ended is told afterwards, for he may act on it in another session at once.
+    pub(super) fn leave_units(&mut self) {
+        self.left = true;
+        self.abandon_jobs();
+        for view in self.views.drain(..) {
+            view.unit.detach(&view.nexus);
+        }
     }
 
     /// Has `views` be what the initiator is shown now.
@@ -478,10 +491,7 @@ impl Session {
 impl Drop for Session {
     /// However it ends, it leaves nothing behind.
     fn drop(&mut self) {
-        self.abandon_jobs();
-        for view in self.views.drain(..) {
-            view.unit.detach(&view.nexus);
-        }
+        self.leave_units();
         self.transfers.clear(&self.shared.held_bytes);
     }
 }

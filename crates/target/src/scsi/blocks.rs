@@ -110,8 +110,10 @@ impl LogicalUnit {
         Ok(())
     }
 
-    /// PRE-FETCH (SBC-4 5.12): reads the first of the blocks, so that they are in memory when the reads for them come. GOOD promises
-    /// no more than that some of them are; with IMMED it comes before.
+    /// PRE-FETCH (SBC-4 5.12): reads the first of the blocks, so that they are in memory when the reads for them come. CONDITION MET
+    /// would say that all of them are in a cache, or with IMMED that they will fit. What caches here is the kernel, in memory that
+    /// everything else on the machine shares: it says neither how much it will keep nor that it has kept it. So it is always GOOD, the
+    /// standard's answer of a device that has not, or not room for, all of them.
     pub(super) fn prefetch(&self, lba: u64, count: u32, immediate: bool) -> Result<Done, Sense> {
         let to_end = self.lun.block_count().saturating_sub(lba);
         let count = if count == 0 { to_end } else { u64::from(count) }.min(PREFETCH_BLOCKS_MAX);

@@ -34,7 +34,9 @@ pub(super) const COPY_LIMITS: CopyLimits = CopyLimits {
     concurrent: CONCURRENT_MAX,
 };
 
-/// What tokens may stand for, and how long. A token holds the past of its LUN, so an unused one goes after minutes.
+/// What tokens may stand for, and how long. A token holds the past of its LUN, so an unused one goes after minutes. Within a group a
+/// write of the most is as quick as one of a block; but to another group it is data, and a host waits for the command: the best is what
+/// is over in time either way.
 pub(super) const TOKEN_LIMITS: TokenLimits = TokenLimits {
     ranges: 256,
     inactivity_max_s: 3600,

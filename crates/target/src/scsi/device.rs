@@ -348,11 +348,13 @@ impl Devices {
         Ok(())
     }
 
-    /// The state of the LUN `uuid`. It lasts while anybody has it, and while anything is registered.
+    /// The state of the LUN `uuid`. It lasts while anybody has it, while anything is registered, and while a SANITIZE has failed.
     pub fn find(&self, uuid: &[u8; 16]) -> Arc<Device> {
         let mut known = self.known.lock();
         known.retain(|_, device| {
-            Arc::strong_count(device) > 1 || !device.look_at_reservations(Reservations::is_empty)
+            Arc::strong_count(device) > 1
+                || !device.look_at_reservations(Reservations::is_empty)
+                || device.sanitizer.bars().is_some()
         });
         let new = || Arc::new(Device::new(*uuid, self.store.get().cloned()));
         Arc::clone(known.entry(*uuid).or_insert_with(new))
@@ -365,7 +367,12 @@ impl Devices {
     pub fn forget(&self, uuid: &[u8; 16]) -> io::Result<()> {
         let known = self.known.lock();
         match (known.get(uuid), self.store.get()) {
-            (Some(device), _) => device.forget_reservations(),
+            (Some(device), _) => {
+                if device.ports().is_empty() {
+                    device.sanitizer.forget();
+                }
+                device.forget_reservations()
+            }
             (None, Some(store)) => store.remove(uuid),
             (None, None) => Ok(()),
         }

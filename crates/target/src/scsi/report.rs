@@ -13,8 +13,8 @@ use playhead_wire::scsi::{capacity, opcodes, third_party, Command, Sense};
 const VENDOR: &str = "PLAYHEAD";
 const PRODUCT: &str = "VOLUME";
 const REVISION: &str = concat!(env!("CARGO_PKG_VERSION_MAJOR"), ".", env!("CARGO_PKG_VERSION_MINOR"));
-/// The one target portal group.
-pub(super) const PORTAL_GROUP: u16 = 1;
+/// The tag of the one target portal group, which is the target port group too.
+pub(crate) const PORTAL_GROUP: u16 = 1;
 
 /// INQUIRY, standard data or a vital product data page.
 pub(super) fn inquiry(

@@ -4,6 +4,10 @@
 //! other. An overwrite is that same record first, and then the pattern, a stretch at a time, each on the medium before it counts
 //! as progress; so no crash brings old data back. The past stays in the journal until it leaves the window: a host that was broken
 //! into must not be able to destroy its own history (docs/decisions/0010-sanitize-erases-production.md).
+//!
+//! An overwrite that ends because nobody presents the LUN any more has failed, and the LUN's [`Device`](super::Device) remembers that:
+//! presented again it answers as after any failed SANITIZE. It does not go on by itself. Taking a LUN away is an administrator's deed,
+//! and what he presents later may be what he rewound it to meanwhile; to overwrite that nobody has asked.
 
 use super::job::Job;
 use super::unit::{sense_of_write, Done, LogicalUnit, Refusal};
@@ -30,13 +34,16 @@ const FAILED: u8 = 2;
 /// The last one failed, and only another one that succeeds ends that.
 const FAILED_FOR_GOOD: u8 = 3;
 
-/// The sanitize operation of a LUN: shared with the thread that does it, which ends when nobody presents the LUN any more.
+/// The sanitize operation of a LUN: shared with the thread that does it, which ends when nobody presents the LUN any more, or when
+/// somebody has put other contents there.
 #[derive(Debug, Default)]
 struct Progress {
     state: AtomicU8,
     /// In 65536ths.
     done: AtomicU16,
     abandoned: AtomicBool,
+    /// Abandoned, and no failure.
+    forgotten: AtomicBool,
     lock: Mutex<()>,
     over: Condvar,
 }
@@ -57,6 +64,16 @@ impl Sanitizer {
         self.0.abandoned.store(true, Ordering::Release);
     }
 
+    /// The LUN's contents were replaced, or it is deleted: nothing is left of what was being sanitized, or had failed to be.
+    pub(super) fn forget(&self) {
+        let _held = self.0.lock.lock();
+        self.0.forgotten.store(true, Ordering::Release);
+        self.abandon();
+        // What is under way ends so when its thread sees it.
+        let forget = |state| (state != RUNNING).then_some(IDLE);
+        let _ = self.0.state.fetch_update(Ordering::AcqRel, Ordering::Acquire, forget);
+    }
+
     /// Why commands cannot run now, if so: one load, for the hot path.
     pub(super) fn bars(&self) -> Option<Sense> {
         match self.0.state.load(Ordering::Acquire) {
@@ -69,7 +86,11 @@ impl Sanitizer {
     /// Begins an operation, which bars the unit; whoever begins it ends it. Returns the state before.
     fn claim(&self) -> Result<u8, Sense> {
         let begin = |state| (state != RUNNING).then_some(RUNNING);
+        let _held = self.0.lock.lock();
         let claimed = self.0.state.fetch_update(Ordering::AcqRel, Ordering::Acquire, begin);
+        if claimed.is_ok() {
+            self.0.forgotten.store(false, Ordering::Release);
+        }
         claimed.map_err(|_| Sense::SANITIZE_IN_PROGRESS.with_progress(self.0.done.load(Ordering::Relaxed)))
     }
 }
@@ -77,6 +98,7 @@ impl Sanitizer {
 impl Progress {
     fn end(&self, state: u8) {
         let _held = self.lock.lock();
+        let state = if self.forgotten.load(Ordering::Acquire) { IDLE } else { state };
         self.state.store(state, Ordering::Release);
         self.over.notify_all();
     }
@@ -188,7 +210,13 @@ impl LogicalUnit {
         let spawned = std::thread::Builder::new().name("sanitize".to_owned()).spawn(move || {
             match work.overwrite(&lun, &overwrite) {
                 Ok(true) => work.end(IDLE),
-                Ok(false) => work.end(failed),
+                Ok(false) => {
+                    log::info!(
+                        "SANITIZE of {} ended: the LUN was taken away or rewound",
+                        lun.identity().name
+                    );
+                    work.end(failed);
+                }
                 Err(error) => {
                     log::warn!("SANITIZE of {} failed: {error}", lun.identity().name);
                     work.end(failed);

@@ -185,6 +185,8 @@ impl LogicalUnit {
 
     /// Tells every initiator that the blocks may be others than before: production was rewound, or undone.
     pub fn contents_changed(&self) {
+        self.lun.contents_replaced();
+        self.device.sanitizer.forget();
         self.attend(Attention::MediumMayHaveChanged, |_| true);
     }
 

@@ -11,7 +11,7 @@ use playhead_target::iscsi::{Limits, Server};
 use playhead_target::lun::{Change, LunIdentity, LunRef};
 use playhead_target::splitter;
 use playhead_wire::scsi::extended_copy::{self, CopyList, ListUse, Segment, SegmentLength};
-use playhead_wire::scsi::rod_token::{self, Populate, WriteUsing};
+use playhead_wire::scsi::rod_token::{self, Populate, Range, WriteUsing, TOKEN_BYTES};
 use std::path::PathBuf;
 
 const BLOCK: usize = 512;
@@ -166,4 +166,53 @@ fn a_token_within_a_group_is_references_to_its_moment() {
     for lun in [1, 2] {
         assert!(house.read(lun, 4096, 4096) == data, "LUN {lun}");
     }
+}
+
+/// A token for `ranges` of LUN 0.
+fn token(peer: &mut Peer, ranges: &[Range]) -> [u8; TOKEN_BYTES] {
+    let mut list = Vec::new();
+    let populate = Populate { immediate: false, inactivity_s: 0, ranges: ranges.to_vec() };
+    rod_token::emit_populate(&populate, &mut list);
+    assert_eq!(peer.command(&copy_cdb(0x10, 1, list.len()), 0, &list).status, 0);
+    peer.command(&ask_cdb(7, 1, 1024), 1024, &[]).data[38..].try_into().unwrap()
+}
+
+#[test]
+fn a_token_of_100_gib_is_written_as_one_record_however_the_ranges_are_cut() {
+    const GIB: u32 = 1 << 21;
+    let house = House::new();
+    let mut peer = Peer::session(house.server.address(), IQN, &[]);
+    let data = pattern(4096 * BLOCK, 3);
+    house.write(0, u64::from(GIB) - 2048, &data);
+    let cut = |at: u64| -> Vec<Range> { (0..100).map(|i| (at + i * u64::from(GIB), GIB)).collect() };
+    let token = token(&mut peer, &cut(0));
+    let write = WriteUsing { immediate: false, delete: false, offset: 0, token, ranges: cut(4096) };
+    let mut list = Vec::new();
+    rod_token::emit_write_using(&write, &mut list);
+    let use_it = |peer: &mut Peer| {
+        at_lun(peer, 1, |peer| {
+            peer.ready();
+            let ended = peer.command(&copy_cdb(0x11, 2, list.len()), 0, &list);
+            assert_eq!((ended.status, ended.sense), (0, None));
+        });
+    };
+    // What others of the group write meanwhile makes no difference.
+    house.write(1, 0, &pattern(8 * BLOCK, 1));
+    let one = (vec!["COPY".to_owned()], 80);
+    assert_eq!(house.recorded(|| use_it(&mut peer)), one);
+    assert!(house.read(1, u64::from(GIB) + 2048, 4096) == data);
+    // What the source was overwritten with meanwhile costs what it was, and splits the record.
+    house.write(0, u64::from(GIB), &pattern(8 * BLOCK, 200));
+    let (records, bytes) = house.recorded(|| use_it(&mut peer));
+    assert_eq!(records.iter().filter(|record| *record == "COPY").count(), 2, "{records:?}");
+    assert!(bytes < 16 << 10, "{bytes} bytes of journal for {records:?}");
+    assert!(house.read(1, u64::from(GIB) + 2048, 4096) == data);
+    // Told that others may be there, a LUN knows nothing and looks as it goes.
+    house.server.contents_changed(IQN).unwrap();
+    let (records, _) = house.recorded(|| {
+        peer.ready();
+        use_it(&mut peer);
+    });
+    assert!(records.len() > 100, "{} records", records.len());
+    assert!(house.read(1, u64::from(GIB) + 2048, 4096) == data);
 }

@@ -1,5 +1,6 @@
 //! Reservations as sessions meet them: hosts with several sessions, targets that present one LUN, restarts, and NBD clients beside them.
 
+use super::copies::at_lun;
 use super::nbd_peer;
 use super::peer::{cdb_10, keys, pattern, Ended, Peer};
 use super::ramdisk::RamDisk;
@@ -7,7 +8,7 @@ use super::{serve, IQN};
 use playhead_target::iscsi::{Limits, Server};
 use playhead_target::lun::Lun;
 use playhead_target::nbd;
-use playhead_wire::iscsi::request::{DataOut, Request};
+use playhead_wire::iscsi::request::{DataOut, LogoutRequest, Request};
 use playhead_wire::iscsi::response::Response;
 use playhead_wire::nbd::{Command, ErrorCode};
 use std::net::SocketAddr;
@@ -246,4 +247,34 @@ fn an_nbd_client_gets_eperm_where_initiators_get_a_conflict() {
     drop(owner);
     wait_for(|| server.sessions().is_empty());
     assert_eq!(tries(&mut client), free, "it went with its session");
+}
+
+#[test]
+fn a_logout_is_answered_when_what_reserve_held_is_released() {
+    let (server, _disk) = serve(Limits::default());
+    let slow = Arc::new(RamDisk::new("slow", 131_072));
+    server.set_lun(IQN, 1, slow.clone()).unwrap();
+    let mut holder = host(server.address(), IQN, "a", 1);
+    let mut other = host(server.address(), IQN, "b", 1);
+    assert_eq!(holder.command(&[0x16, 0, 0, 0, 0, 0], 0, &[]).status, GOOD);
+    assert_eq!(tries(&mut other)[2], CONFLICT);
+    // A command that does not come back at once: the session cannot end before it.
+    slow.read_gate.store(true, Ordering::SeqCst);
+    at_lun(&mut holder, 1, |holder| {
+        holder.ready();
+        let pre_fetch = holder.scsi(&[0x34, 0, 0, 0, 0, 0, 0, 0, 8, 0], 0, &[]);
+        holder.send(&Request::ScsiCommand(pre_fetch), &[]);
+    });
+    wait_for(|| slow.at_gate.load(Ordering::SeqCst) > 0);
+    let logout =
+        LogoutRequest { immediate: true, reason: 0, itt: 6, cid: 0, cmd_sn: holder.cmd_sn, exp_stat_sn: 0 };
+    holder.send(&Request::Logout(logout), &[]);
+    std::thread::scope(|scope| {
+        scope.spawn(|| {
+            std::thread::sleep(Duration::from_millis(300));
+            slow.read_gate.store(false, Ordering::SeqCst);
+        });
+        assert!(matches!(holder.receive().unwrap().response, Response::Logout { response: 0, .. }));
+        assert_eq!(tries(&mut other)[2], GOOD);
+    });
 }

@@ -118,17 +118,65 @@ fn what_cannot_be_sanitized_is_refused_and_changes_nothing() {
     assert_eq!(disk.batches.load(Ordering::Relaxed), before);
 }
 
+/// Hears what a unit that is new has to tell.
+fn hear_attentions(peer: &mut Peer) {
+    while matches!(peer.command(&[0; 6], 0, &[]).sense, Some(0x2900 | 0x3f0e)) {}
+}
+
 #[test]
-fn a_removed_unit_takes_its_overwrite_with_it() {
+fn an_overwrite_ends_with_its_unit_which_remembers_that() {
     let (server, disk, mut peer) = start();
-    disk.flush_gate.store(true, Ordering::SeqCst);
     let list = [0x1f, 0, 0, 1, 0xee];
+    // With AUSE the failure may be left, without it has to be made good.
+    for (unrestricted, left) in [(0x20, 0), (0x00, 2)] {
+        disk.flush_gate.store(true, Ordering::SeqCst);
+        assert!(is_good(&peer.command(&sanitize(0x81 | unrestricted, &list), 0, &list)));
+        server.remove_lun(IQN, 0, Duration::from_secs(10)).unwrap();
+        let at_removal = disk.batches.load(Ordering::Relaxed);
+        // Back while its thread has not noticed yet: nothing else than later.
+        server.set_lun(IQN, 0, disk.clone()).unwrap();
+        hear_attentions(&mut peer);
+        assert_eq!(peer.command(&[0; 6], 0, &[]).sense, Some(0x041b));
+        server.remove_lun(IQN, 0, Duration::from_secs(10)).unwrap();
+        disk.flush_gate.store(false, Ordering::SeqCst);
+        server.set_lun(IQN, 0, disk.clone()).unwrap();
+        hear_attentions(&mut peer);
+        while peer.command(&[0; 6], 0, &[]).sense == Some(0x041b) {
+            std::thread::sleep(Duration::from_millis(1));
+        }
+        assert_eq!(peer.write(0, &[1; BLOCK]).sense, Some(0x3103));
+        assert!(disk.batches.load(Ordering::Relaxed) <= at_removal + 1, "it does not go on by itself");
+        // However often it comes and goes.
+        server.remove_lun(IQN, 0, Duration::from_secs(10)).unwrap();
+        server.set_lun(IQN, 0, disk.clone()).unwrap();
+        hear_attentions(&mut peer);
+        assert_eq!(peer.command(&[0; 6], 0, &[]).sense, Some(0x3103));
+        assert_eq!(peer.command(&sanitize(0x1f, &[]), 0, &[]).status, left);
+        if left != 0 {
+            assert!(is_good(&peer.command(&sanitize(0x01, &list), 0, &list)));
+        }
+        assert!(is_good(&peer.command(&[0; 6], 0, &[])));
+    }
+}
+
+#[test]
+fn what_replaces_the_contents_ends_a_failure_and_an_overwrite() {
+    let (server, disk, mut peer) = start();
+    let list = [0x01, 0, 0, 1, 0xee];
+    disk.flush_fails.store(true, Ordering::SeqCst);
+    assert_eq!(peer.command(&sanitize(0x01, &list), 0, &list).sense, Some(0x3103));
+    disk.flush_fails.store(false, Ordering::SeqCst);
+    server.contents_changed(IQN).unwrap();
+    peer.ready();
+    // Many passes, so that it is still under way; the rest is not written over what is there now.
+    let list = [0x1f, 0, 0, 1, 0xee];
+    disk.flush_gate.store(true, Ordering::SeqCst);
     assert!(is_good(&peer.command(&sanitize(0x81, &list), 0, &list)));
-    server.remove_lun(IQN, 0, Duration::from_secs(10)).unwrap();
-    let at_removal = disk.batches.load(Ordering::Relaxed);
+    server.contents_changed(IQN).unwrap();
+    let batches = disk.batches.load(Ordering::Relaxed);
     disk.flush_gate.store(false, Ordering::SeqCst);
-    std::thread::sleep(Duration::from_millis(100));
-    assert!(disk.batches.load(Ordering::Relaxed) <= at_removal + 1);
+    assert!(matches!(wait_until_over(&mut peer), None | Some(0x041b | 0x2800)));
+    assert!(disk.batches.load(Ordering::Relaxed) <= batches + 1);
 }
 
 #[test]

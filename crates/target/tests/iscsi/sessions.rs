@@ -316,7 +316,7 @@ fn unfinished_writes_beyond_the_budget_are_told_to_wait() {
 }
 
 #[test]
-fn discovery_names_the_portal_it_was_asked_at_and_hides_what_is_not_for_the_initiator() {
+fn discovery_names_all_portals_first_the_one_it_was_asked_at_and_hides_what_is_not_for_the_initiator() {
     let (server, _disk) = serve(Limits::default());
     server.add_target("iqn.2026-01.org.playhead:secret").unwrap();
     let secret = "iqn.2026-01.org.playhead:secret";
@@ -324,7 +324,8 @@ fn discovery_names_the_portal_it_was_asked_at_and_hides_what_is_not_for_the_init
     server.set_masking(Masking::new([((secret.to_owned(), 0), Vec::new())]).unwrap());
     let second = server.listen("127.0.0.2:0".parse().unwrap()).unwrap();
     let name = ("InitiatorName", "iqn.2026-01.org.example:peer");
-    for portal in [server.address(), second] {
+    assert_eq!(server.portals(), [server.address(), second]);
+    for (portal, other) in [(server.address(), second), (second, server.address())] {
         let mut peer = Peer::connect(portal);
         assert_eq!(peer.login(&[name, ("SessionType", "Discovery")]), 0);
         let request = TextRequest {
@@ -340,8 +341,9 @@ fn discovery_names_the_portal_it_was_asked_at_and_hides_what_is_not_for_the_init
         peer.send(&Request::Text(request), b"SendTargets=All\0");
         let data = peer.receive().unwrap().data;
         let pairs: Vec<_> = text::pairs(&data).map(Result::unwrap).collect();
-        let address = format!("{portal},1");
-        assert_eq!(pairs, [("TargetName", IQN), ("TargetAddress", address.as_str())]);
+        let addresses = [format!("{portal},1"), format!("{other},1")];
+        let [here, there] = addresses.each_ref().map(|address| ("TargetAddress", address.as_str()));
+        assert_eq!(pairs, [("TargetName", IQN), here, there]);
         let logout =
             LogoutRequest { immediate: true, reason: 0, itt: 6, cid: 0, cmd_sn: peer.cmd_sn, exp_stat_sn: 0 };
         peer.send(&Request::Logout(logout), &[]);

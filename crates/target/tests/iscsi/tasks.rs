@@ -264,3 +264,34 @@ fn a_lun_that_does_not_answer_holds_up_its_own_jobs_alone() {
     disk.read_gate.store(false, Ordering::SeqCst);
     peer.all_good(stuck);
 }
+
+#[test]
+fn an_initiator_whose_luns_are_all_stuck_does_not_hold_up_another() {
+    let (server, _disk) = serve(Limits::default());
+    let stuck: Vec<Arc<RamDisk>> =
+        (1..=10).map(|number| Arc::new(RamDisk::new(&format!("stuck{number}"), 131_072))).collect();
+    for (number, disk) in (1..).zip(&stuck) {
+        disk.read_gate.store(true, Ordering::SeqCst);
+        server.set_lun(IQN, number, disk.clone()).unwrap();
+    }
+    let mut greedy = Peer::session(server.address(), IQN, &[]);
+    let mut started = Vec::new();
+    for number in 1..=10 {
+        greedy.lun = lun_bytes(number);
+        greedy.ready();
+        started.extend((0..4).map(|_| start(&mut greedy, &PRE_FETCH)));
+    }
+    let at_work = || stuck.iter().map(|disk| disk.at_gate.load(Ordering::SeqCst)).sum::<u64>();
+    while at_work() < 16 {
+        std::thread::sleep(Duration::from_millis(1));
+    }
+    let mut other = Peer::connect(server.address());
+    let mut keys = keys(IQN, &[]);
+    keys[0].1 = "iqn.2026-01.org.example:other";
+    assert_eq!(other.login(&keys), 0);
+    other.ready();
+    assert_eq!(other.command(&PRE_FETCH, 0, &[]).status, 0);
+    assert_eq!(at_work(), 16, "half of the workers are left for others");
+    stuck.iter().for_each(|disk| disk.read_gate.store(false, Ordering::SeqCst));
+    greedy.all_good(started);
+}

@@ -28,9 +28,27 @@ fn check_ranges(ranges: &[Range], block_count: u64) -> Result<(), Sense> {
     Ok(())
 }
 
-/// The pieces that write the data of `from`, from block `offset` of it on, to the ranges `to`; as far as the data reaches.
-fn pieces(from: &[Range], offset: u64, to: &[Range]) -> Vec<CopyPiece> {
-    let mut pieces = Vec::new();
+/// What writes the data of `source`, from block `offset` of it on, to the ranges `to`, as far as the data reaches. Ranges have 32-bit
+/// counts, and hosts split what is longer; where both sides go on, so does the piece.
+fn stretch(source: &Represented, offset: u64, to: &[Range], one_unit: bool) -> Stretch {
+    let from = From::Frozen(Arc::clone(&source.frozen));
+    let mut stretch = Stretch { from, to: 0, pieces: Vec::new() };
+    pieces(&source.ranges, offset, to, |piece| stretch.push(piece, 0, one_unit));
+    stretch
+}
+
+/// Zeros for the ranges `to`.
+fn zeros(to: &[Range]) -> Stretch {
+    let mut stretch = Stretch { from: From::Zeros, to: 0, pieces: Vec::new() };
+    for &(lba, count) in to.iter().filter(|range| range.1 > 0) {
+        // Zeros come from nowhere: they go on where the destination does.
+        stretch.push(CopyPiece { source_lba: lba, lba, count: count.into() }, 0, false);
+    }
+    stretch
+}
+
+/// Tells `push` the pieces of a copy between two lists of ranges, none of them empty.
+fn pieces(from: &[Range], offset: u64, to: &[Range], mut push: impl FnMut(CopyPiece)) {
     let mut skip = offset;
     let mut sources = from.iter().filter_map(|&(lba, count)| {
         let skipped = skip.min(u64::from(count));
@@ -42,16 +60,15 @@ fn pieces(from: &[Range], offset: u64, to: &[Range]) -> Vec<CopyPiece> {
         let mut left = u64::from(count);
         while left > 0 {
             let Some((source_lba, there)) = source else {
-                return pieces;
+                return;
             };
             let count = left.min(there);
-            pieces.push(CopyPiece { source_lba, lba, count });
+            push(CopyPiece { source_lba, lba, count });
             lba += count;
             left -= count;
             source = if there > count { Some((source_lba + count, there - count)) } else { sources.next() };
         }
     }
-    pieces
 }
 
 impl LogicalUnit {
@@ -139,13 +156,7 @@ impl LogicalUnit {
         let kind = rod_token::parse(&write.token)?;
         let TokenKind::PointInTime { id } = kind else {
             check_ranges(&write.ranges, self.lun().block_count())?;
-            let zeros = write.ranges.iter().map(|&(lba, count)| CopyPiece {
-                source_lba: 0,
-                lba,
-                count: count.into(),
-            });
-            let pieces = zeros.map(|piece| (piece, 0)).collect();
-            return Ok((Stretch { from: From::Zeros, to: 0, pieces }, false, Box::new(|_| {})));
+            return Ok((zeros(&write.ranges), false, Box::new(|_| {})));
         };
         let tokens = reach.tokens().ok_or(Sense::TOKEN_UNKNOWN)?;
         let data = tokens.take(id, &write.token, self.naa(), nexus, reach)?;
@@ -155,12 +166,8 @@ impl LogicalUnit {
         }
         check_ranges(&write.ranges, self.lun().block_count())?;
         let asked: u64 = write.ranges.iter().map(|range| u64::from(range.1)).sum();
-        let pieces = pieces(&data.ranges, write.offset, &write.ranges);
-        let stretch = Stretch {
-            from: From::Frozen(data.frozen),
-            to: 0,
-            pieces: pieces.into_iter().map(|piece| (piece, 0)).collect(),
-        };
+        let one_unit = data.frozen.identity().uuid == self.lun().identity().uuid;
+        let stretch = stretch(&data, write.offset, &write.ranges, one_unit);
         let delete = write.delete;
         let after: run::After = Box::new(move |end| match end {
             Err(Refusal::Check(Sense::TOKEN_CANCELLED)) => tokens.cancel(id),
@@ -176,7 +183,30 @@ mod tests {
     use super::*;
 
     fn found(from: &[Range], offset: u64, to: &[Range]) -> Vec<(u64, u64, u64)> {
-        pieces(from, offset, to).iter().map(|p| (p.source_lba, p.lba, p.count)).collect()
+        let mut stretch = Stretch { from: From::Zeros, to: 0, pieces: Vec::new() };
+        pieces(from, offset, to, |piece| stretch.push(piece, 0, false));
+        told(&stretch)
+    }
+
+    fn told(stretch: &Stretch) -> Vec<(u64, u64, u64)> {
+        stretch.pieces.iter().map(|(p, _)| (p.source_lba, p.lba, p.count)).collect()
+    }
+
+    #[test]
+    fn ranges_that_adjoin_on_both_sides_are_one_piece_beyond_32_bits() {
+        const MOST: u32 = u32::MAX;
+        let long = |at: u64| [(at, MOST), (at + u64::from(MOST), MOST)];
+        assert_eq!(found(&long(5), 0, &long(9)), [(5, 9, 2 * u64::from(MOST))]);
+        // Cut elsewhere on either side, begun within, and with nothing in between.
+        assert_eq!(found(&[(0, 64)], 8, &[(100, 7), (107, 0), (107, 30)]), [(8, 100, 37)]);
+        assert_eq!(found(&[(0, 8), (8, 8)], 0, &[(100, 3), (103, 13)]), [(0, 100, 16)]);
+        // Where only one side goes on.
+        assert_eq!(found(&[(0, 8), (9, 8)], 0, &[(100, 16)]), [(0, 100, 8), (9, 108, 8)]);
+        assert_eq!(found(&[(0, 16)], 0, &[(100, 8), (109, 8)]), [(0, 100, 8), (8, 109, 8)]);
+        assert_eq!(
+            told(&zeros(&[(8, MOST), (8 + u64::from(MOST), 5), (7, 0), (0, 4)])),
+            [(8, 8, u64::from(MOST) + 5), (0, 0, 4)]
+        );
     }
 
     #[test]

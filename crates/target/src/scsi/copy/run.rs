@@ -17,7 +17,7 @@ use std::time::Duration;
 const STEP_BLOCKS: u64 = (1 << 20) / BLOCK_BYTES as u64;
 /// A step that turned out to be references alone lets the next be this many times longer,
 const STEP_GROWTH: u64 = 8;
-/// up to this, so that what changes to data is soon noticed.
+/// up to this, so that what changes to data is soon noticed. Where the LUN knows that no more than this will be data, a step is the rest.
 const STEP_BLOCKS_MAX: u64 = (256 << 20) / BLOCK_BYTES as u64;
 /// A copy onto itself that is shifted by less than this fraction of its length takes steps: as references it would be too many.
 const SHIFTS_MAX: u64 = 1024;
@@ -75,7 +75,8 @@ impl Stretch {
         matches!(self.from, From::Part(part) if part == source) && self.to == destination
     }
 
-    /// Appends a piece, as part of the last if it goes on where that ends: what one command clones is then one record.
+    /// Appends a piece, as part of the last if it goes on where that ends: what one command clones is then one record. `one_unit`: what
+    /// is read is of the unit that is written to.
     pub(super) fn push(&mut self, piece: CopyPiece, segment: u16, one_unit: bool) {
         if let Some((last, of_segment)) = self.pieces.last_mut() {
             let adjoins =
@@ -264,7 +265,18 @@ impl Plan {
             let mut step_blocks = STEP_BLOCKS;
             while done < piece.count {
                 self.look(stretch, cancel)?;
-                let count = step_blocks.min(piece.count - done);
+                let rest = CopyPiece {
+                    source_lba: piece.source_lba + done,
+                    lba: piece.lba + done,
+                    count: piece.count - done,
+                };
+                let known_short = !backward && to.copy_moves_at_most(&source, &rest) <= STEP_BLOCKS_MAX;
+                // All there is left: what it refers to is one record then.
+                let count = if known_short && rest.count > STEP_BLOCKS {
+                    rest.count
+                } else {
+                    step_blocks.min(rest.count)
+                };
                 let at = if backward { piece.count - done - count } else { done };
                 let step = CopyPiece { source_lba: piece.source_lba + at, lba: piece.lba + at, count };
                 let _changing = part.changing()?;
