@@ -3,7 +3,7 @@
 use crate::error::native;
 use playhead_target::{
     lun::{LunIdentity, LunRef},
-    splitter::ArraySplitter,
+    splitter::{ArraySplitter, HostLun},
 };
 use pyo3::prelude::*;
 use std::sync::Arc;
@@ -56,6 +56,8 @@ impl Lun {
     fn set_read_only(&self, read_only: bool) {
         if let Some(splitter) = self.inner.as_any().downcast_ref::<ArraySplitter>() {
             splitter.set_read_only(read_only);
+        } else if let Some(attached) = self.inner.as_any().downcast_ref::<HostLun>() {
+            attached.set_read_only(read_only);
         }
     }
 
