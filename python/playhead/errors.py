@@ -34,6 +34,7 @@ EXIT_STORE = 9
 EXIT_IN_USE = 10
 EXIT_CANCELLED = 11
 EXIT_PROBLEMS_FOUND = 12
+EXIT_UNSAFE = 13
 
 KINDS: dict[str, Kind] = {
     # asked for something that is not there

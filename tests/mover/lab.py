@@ -8,13 +8,14 @@ from dataclasses import dataclass
 
 import httpx
 from tests.appliance import Appliance
-from tests.initiator import cdb
-from tests.initiator.cdb import BLOCK_BYTES
-from tests.initiator.session import Session, Wire
-from tests.mover import content, vmfs
-from tests.mover.datamover import DataMover, pieces
-from tests.mover.device import Claim, Device, Primitive
-from tests.mover.settings import MIB, HostSettings
+
+from playhead.lab import cdb, content, vmfs
+from playhead.lab.advertised import Primitive
+from playhead.lab.cdb import BLOCK_BYTES
+from playhead.lab.datamover import DataMover, pieces
+from playhead.lab.device import Claim, Device
+from playhead.lab.session import Session, Wire
+from playhead.lab.settings import MIB, HostSettings
 
 HOSTS = ("iqn.1998-01.com.example:host-a", "iqn.1998-01.com.example:host-b")
 LOOKER = "iqn.1998-01.com.example:looker"

@@ -6,7 +6,7 @@ import hashlib
 import sysconfig
 from pathlib import Path
 
-from tests.mover.settings import KIB, MIB
+from playhead.lab.settings import KIB, MIB
 
 HOLE_BYTES = 192 * KIB
 """After each file of 256 KiB or more, as a file system leaves them."""
