@@ -9,6 +9,7 @@ mod error;
 mod group;
 mod iscsi;
 mod journal;
+mod lab;
 mod log;
 mod lun;
 mod nbd;
@@ -27,6 +28,7 @@ fn _native(module: &Bound<'_, PyModule>) -> PyResult<()> {
     module.add_class::<lun::Lun>()?;
     module.add_class::<iscsi::IscsiServer>()?;
     module.add_class::<nbd::NbdServer>()?;
+    module.add_class::<lab::LabArray>()?;
     module.add_function(wrap_pyfunction!(journal::dump, module)?)?;
     module.add_function(wrap_pyfunction!(journal::verify, module)?)?;
     module.add_function(wrap_pyfunction!(log::log_to_stderr, module)?)?;

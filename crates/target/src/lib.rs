@@ -4,6 +4,7 @@
 //! stands a [`splitter`] that makes it a journal record. What is behind a [`lun::Lun`] this crate's front ends do not know.
 mod doors;
 pub mod iscsi;
+pub mod lab;
 pub mod lun;
 pub mod nbd;
 pub mod scsi;

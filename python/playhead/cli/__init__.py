@@ -25,7 +25,7 @@ NOUNS = {
     "host": "Hosts: create, list, show, delete, add-initiator, remove-initiator, chap, map, unmap.",
     "policy": "Offload policy (VAAI, ODX): show, set, reset.",
     "job": "Long work: list, show, cancel.",
-    "lab": "The interoperability laboratory: probe any target's offloads.",
+    "lab": "The interoperability laboratory: probe, vaai.",
 }
 
 

@@ -14,7 +14,7 @@ import click
 from playhead.cli.secret import from_file
 from playhead.cli.show import output_option, show_json, size
 from playhead.errors import EXIT_UNSAFE, PlayheadError, invalid
-from playhead.sizes import parse_span_ns
+from playhead.sizes import parse_size, parse_span_ns
 
 if TYPE_CHECKING:
     from playhead.lab.address import LunAddress
@@ -94,6 +94,49 @@ def probe(url: str, as_json: bool, **given: Any) -> None:
         _show(lun, tool, found, given["restore"])
     if any(each.unsafe for each in found):
         ctx.exit(EXIT_UNSAFE)
+
+
+@command.command("vaai")
+@click.option(
+    "--splitter", "splitters", metavar="array[,host,fabric]", default="array", show_default=True, help="Which."
+)
+@click.option(
+    "--size", "size_text", metavar="SIZE", default="64M", show_default=True, help="What each operation is about."
+)
+@click.option(
+    "--tools/--no-tools", default=True, show_default=True, help="qemu-img and qemu-io too, where they are installed."
+)
+@click.option("--page", metavar="FILE", type=click.Path(path_type=Path), help="Write the page docs/lab-vaai.md is.")
+@output_option
+def vaai(splitters: str, size_text: str, tools: bool, page: Path | None, as_json: bool) -> None:
+    """What becomes of a replica: every splitter, with every offload supported, rejected and ignored.
+
+    Starts throwaway arrays of its own, in a temporary folder, and ends them. In each cell a data mover does one operation, with the host's
+    switch on and off; then every block of the replica is held against production.
+    """
+    from playhead.lab import vaai as lab
+    from playhead.lab.page import row, summary, table
+    from playhead.lab.page import tools as tools_table
+    from playhead.lab.page import write as write_page
+
+    region_bytes = parse_size(size_text)
+
+    def said(text: str) -> None:
+        if sys.stderr.isatty():
+            click.echo(text, err=True)
+
+    report = lab.run(splitters.split(","), region_bytes, tools, lambda each: said("  ".join(row(each)[:6])))
+    if page is not None:
+        write_page(page, report.cells, report.tools, region_bytes)
+    if as_json:
+        show_json(report.json())
+    else:
+        click.echo(table(report.cells))
+        if report.tools:
+            click.echo(f"\n{tools_table(report.tools)}")
+        click.echo(f"\n{summary(report.cells)}.")
+    if not report.as_expected:
+        click.get_current_context().exit(EXIT_UNSAFE)
 
 
 class _Connect:
