@@ -8,10 +8,7 @@ use playhead_target::{
 };
 use pyo3::prelude::*;
 
-use crate::{
-    error::{native, unlocked},
-    lun::Lun,
-};
+use crate::{error::native, lun::Lun};
 
 #[pyclass(frozen, module = "playhead._native")]
 pub(crate) struct LabArray {
@@ -47,7 +44,8 @@ impl LabArray {
 
     /// The replica as of now.
     fn replica(&self, py: Python<'_>, name: &str) -> PyResult<Lun> {
-        unlocked(py, || self.inner.replica(name)).map(|inner| Lun { inner })
+        let inner = py.detach(|| self.inner.replica(name)).map_err(|text| native("io", &text))?;
+        Ok(Lun { inner })
     }
 
     /// Records of the journal, and bytes.
@@ -56,7 +54,7 @@ impl LabArray {
     }
 
     fn close(&self, py: Python<'_>) -> PyResult<()> {
-        unlocked(py, || self.inner.close())
+        py.detach(|| self.inner.close()).map_err(|text| native("io", &text))
     }
 
     /// Name and content of the file that makes a folder the laboratory's.

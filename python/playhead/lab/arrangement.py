@@ -67,6 +67,12 @@ class Arrangement(Protocol):
     def production(self, name: str) -> LunPlace:
         """`source` or `target`, as hosts see it."""
 
+    def medium(self, name: str) -> LunPlace:
+        """Production itself, past the splitter where there is a way: what the replica is held against."""
+
+    def nbd_url(self, name: str) -> str | None:
+        """Production over NBD, if hosts have that way."""
+
     def replica(self, name: str) -> LunPlace:
         """The replica of it as of now, read-only; another one at each call."""
 

@@ -99,10 +99,11 @@ class Hosts:
 
     def __init__(self, arrangement: Arrangement, region_bytes: int) -> None:
         self.arrangement = arrangement
-        self._sessions: dict[tuple[str, str], Session] = {}
+        self._sessions: dict[tuple[str, str, str], Session] = {}
         try:
             source, target = arrangement.production(SOURCE), arrangement.production(TARGET)
             self.looker = self._device(LOOKER, target)
+            self.medium = self._device(LOOKER, arrangement.medium(TARGET))
             self.places = Places(
                 self._device(HOSTS[0], source),
                 self._device(HOSTS[0], target),
@@ -115,10 +116,12 @@ class Hosts:
             raise
 
     def _device(self, initiator: str, place: LunPlace) -> Device:
-        session = self._sessions.get((initiator, place.target))
+        key = (initiator, place.address, place.target)
+        session = self._sessions.get(key)
         if session is None:
-            session = Session(place.address, place.target, initiator=initiator, isid=1)
-            self._sessions[initiator, place.target] = session
+            # Another ISID for each: through a splitter an array may see two of them as one initiator's.
+            session = Session(place.address, place.target, initiator=initiator, isid=len(self._sessions) + 1)
+            self._sessions[key] = session
         session.ready(place.lun)
         return Device(session, place.lun)
 
@@ -129,7 +132,7 @@ class Hosts:
     def wire(self) -> Wire:
         """What the two hosts have moved so far."""
         total = Wire()
-        for (initiator, _), session in self._sessions.items():
+        for (initiator, *_), session in self._sessions.items():
             if initiator in HOSTS:
                 total.commands += session.wire.commands
                 total.sent_bytes += session.wire.sent_bytes
@@ -139,7 +142,7 @@ class Hosts:
     def compare(self) -> tuple[int, int | None, bytes]:
         """Blocks of the replica that are not production's, the first of them, and production's region and guards."""
         place = self.arrangement.replica(TARGET)
-        with Session(place.address, place.target, initiator=LOOKER, isid=2) as session:
+        with Session(place.address, place.target, initiator=LOOKER, isid=0xFFFF) as session:
             session.ready(place.lun)
             replica = Device(session, place.lun)
             count = self.looker.advertised.block_count
@@ -148,7 +151,7 @@ class Hosts:
             differing, first, kept = 0, None, []
             for lba in range(0, count, GUARD_BLOCKS):
                 blocks = min(GUARD_BLOCKS, count - lba)
-                ours, theirs = read(self.looker, lba, blocks), read(replica, lba, blocks)
+                ours, theirs = read(self.medium, lba, blocks), read(replica, lba, blocks)
                 if ours != theirs:
                     unlike = [at for at in range(blocks) if _block(ours, at) != _block(theirs, at)]
                     differing += len(unlike)

@@ -57,6 +57,12 @@ class MissingArray:
     def production(self, name: str) -> LunPlace:
         return LunPlace(self._address, IQN, (SOURCE, TARGET).index(name))
 
+    def medium(self, name: str) -> LunPlace:
+        return self.production(name)
+
+    def nbd_url(self, _name: str) -> str | None:
+        return None
+
     def replica(self, name: str) -> LunPlace:
         if self._last is not None:
             self._server.remove_lun(REPLICA_IQN, self._last, PATIENCE_S)

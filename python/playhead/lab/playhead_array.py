@@ -13,21 +13,23 @@ GROUP = "lab"
 
 
 class PlayheadArray:
-    """A service of its own with both LUNs in one group."""
+    """A service of its own with both LUNs in one group. Arrangements in which a service splits what is elsewhere derive from it."""
 
     splitter, array = "array", "Playhead"
 
     def __init__(self, folder: Path, lun_bytes: int) -> None:
-        self._service = Service(folder)
+        self.service = Service(folder)
         self._images = 0
         try:
-            api = self._service.api
-            api.post("groups", body={"name": GROUP, "policy": {}})
+            self.service.api.post("groups", body={"name": GROUP, "policy": {}})
             for name in (SOURCE, TARGET):
-                api.post("groups", GROUP, "volumes", body={"name": name, "size_bytes": lun_bytes})
+                self._make(folder, name, lun_bytes)
         except BaseException:
-            self._service.close()
+            self.service.close()
             raise
+
+    def _make(self, _folder: Path, name: str, lun_bytes: int) -> None:
+        self.service.api.post("groups", GROUP, "volumes", body={"name": name, "size_bytes": lun_bytes})
 
     def impossible(self, primitive: Primitive, treatment: Treatment) -> str | None:
         if treatment is Treatment.IGNORE:
@@ -36,35 +38,38 @@ class PlayheadArray:
 
     def treat(self, primitive: Primitive, treatment: Treatment) -> None:
         offloads = {each.value: "support" for each in Primitive} | {primitive.value: treatment.value}
-        self._service.api.patch("policy", body={"offloads": offloads})
+        self.service.api.patch("policy", body={"offloads": offloads})
 
     def production(self, name: str) -> LunPlace:
-        disk = self._service.api.get("groups", GROUP, "volumes", name)
-        return LunPlace(self._service.iscsi, disk["iqn"], disk["lun"])
+        disk = self.service.api.get("groups", GROUP, "volumes", name)
+        return LunPlace(self.service.iscsi, disk["iqn"], disk["lun"])
 
-    def nbd_url(self, name: str) -> str:
-        """The same LUN over NBD."""
-        return str(self._service.api.get("groups", GROUP, "volumes", name)["nbd_url"])
+    def medium(self, name: str) -> LunPlace:
+        return self.production(name)
+
+    def nbd_url(self, name: str) -> str | None:
+        url: str | None = self.service.api.get("groups", GROUP, "volumes", name)["nbd_url"]
+        return url
 
     def replica(self, name: str) -> LunPlace:
         if self._images:
-            self._service.api.delete("groups", GROUP, "images", f"look-{self._images}")
+            self.service.api.delete("groups", GROUP, "images", f"look-{self._images}")
         self._images += 1
         body = {"name": f"look-{self._images}", "at": "head", "writable": False}
-        image = self._service.api.post("groups", GROUP, "images", body=body)
+        image = self.service.api.post("groups", GROUP, "images", body=body)
         disk = next(disk for disk in image["volumes"] if disk["name"] == name)
-        return LunPlace(self._service.iscsi, disk["iqn"], disk["lun"])
+        return LunPlace(self.service.iscsi, disk["iqn"], disk["lun"])
 
     def journaled(self) -> Journaled:
-        numbers = self._service.api.get("groups", GROUP, "journal")
+        numbers = self.service.api.get("groups", GROUP, "journal")
         return Journaled(numbers["records"], numbers["bytes_written"])
 
     def served(self, primitive: Primitive) -> tuple[int, int]:
-        found = self._service.api.get("policy", "in-force", lun=f"{GROUP}/{TARGET}")["offloads"]
+        found = self.service.api.get("policy", "in-force", lun=f"{GROUP}/{TARGET}")["offloads"]
         return next((each["served"], each["rejected"]) for each in found if each["offload"] == primitive.value)
 
     def close(self) -> None:
-        complaints = self._service.complaints()
-        self._service.close()
+        complaints = self.service.complaints()
+        self.service.close()
         if complaints:
             raise PlayheadError("internal", f"the laboratory's service complained: {complaints[0]}")

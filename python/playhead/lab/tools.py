@@ -17,7 +17,6 @@ from playhead.lab.arrangement import SOURCE, TARGET, Arrangement, Treatment
 from playhead.lab.cdb import BLOCK_BYTES
 from playhead.lab.matrix import Hosts, Outcome
 from playhead.lab.operations import GUARD, GUARD_BLOCKS, write
-from playhead.lab.playhead_array import PlayheadArray
 
 TOOL_TIMEOUT_S = 300.0
 REFERENCE_SHARE = 4
@@ -81,10 +80,11 @@ def _io(what: str) -> Callable[[Arrangement, int], list[str]]:
 
 def _nbd(what: str) -> Callable[[Arrangement, int], list[str]]:
     def command(arrangement: Arrangement, region_bytes: int) -> list[str]:
-        if not isinstance(arrangement, PlayheadArray):
+        url = arrangement.nbd_url(TARGET)
+        if url is None:
             return []
         text = f"{what} {GUARD_BLOCKS * BLOCK_BYTES} {region_bytes}"
-        return ["qemu-io", "-f", "raw", "-c", text, arrangement.nbd_url(TARGET)]
+        return ["qemu-io", "-f", "raw", "-c", text, url]
 
     return command
 
