@@ -134,7 +134,8 @@ impl Connection {
         self.spare = Vec::new();
     }
 
-    pub(crate) fn recycle(&mut self, buffer: Vec<u8>) {
+    pub(crate) fn recycle(&mut self, mut buffer: Vec<u8>) {
+        buffer.clear();
         if self.spare.len() < SPARE_MAX && (1..=SPARE_BYTES_MAX).contains(&buffer.capacity()) {
             self.spare.push(buffer);
         }

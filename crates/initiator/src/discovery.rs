@@ -65,6 +65,8 @@ pub struct FoundLun {
     pub block_count: u64,
     /// Bytes of a block.
     pub block_bytes: u32,
+    /// Unmapped blocks read as zeros for certain (LBPME and LBPRZ).
+    pub reads_zeros: bool,
     /// Its own names, as VPD page 83h has them for the logical unit, in hexadecimal.
     pub names: Vec<String>,
 }
@@ -130,33 +132,36 @@ pub fn look_at(array: &mut Blocking, number: u16, limit: Duration) -> Result<Opt
         return Ok(None);
     }
     let words = |range: std::ops::Range<usize>| String::from_utf8_lossy(&inquiry[range]).trim().to_owned();
-    let (block_count, block_bytes) = if first & 0x1f == 0 { capacity(array, number, limit)? } else { (0, 0) };
+    let (block_count, block_bytes, reads_zeros) =
+        if first & 0x1f == 0 { capacity(array, number, limit)? } else { (0, 0, false) };
     Ok(Some(FoundLun {
         number,
         device_type: first & 0x1f,
         identification: [words(8..16), words(16..32), words(32..36)],
         block_count,
         block_bytes,
+        reads_zeros,
         names: names(array, number, limit)?,
     }))
 }
 
-fn capacity(array: &mut Blocking, number: u16, limit: Duration) -> Result<(u64, u32), Error> {
+fn capacity(array: &mut Blocking, number: u16, limit: Duration) -> Result<(u64, u32, bool), Error> {
     let mut cdb = [0; 16];
     (cdb[0], cdb[1], cdb[13]) = (0x9e, 0x10, 32);
     if let Some(answer) = ask(array, number, &cdb, 32, limit)? {
         if let (Some(last), Some(bytes)) = (answer.first_chunk::<8>(), answer.get(8..12)) {
             let bytes = u32::from_be_bytes([bytes[0], bytes[1], bytes[2], bytes[3]]);
-            return Ok((u64::from_be_bytes(*last).saturating_add(1), bytes));
+            let reads_zeros = answer.get(14).is_some_and(|flags| flags & 0xc0 == 0xc0);
+            return Ok((u64::from_be_bytes(*last).saturating_add(1), bytes, reads_zeros));
         }
     }
     if let Some(answer) = ask(array, number, &[0x25, 0, 0, 0, 0, 0, 0, 0, 0, 0], 8, limit)? {
         if let Some([a, b, c, d, e, f, g, h]) = answer.first_chunk::<8>() {
             let last = u32::from_be_bytes([*a, *b, *c, *d]);
-            return Ok((u64::from(last) + 1, u32::from_be_bytes([*e, *f, *g, *h])));
+            return Ok((u64::from(last) + 1, u32::from_be_bytes([*e, *f, *g, *h]), false));
         }
     }
-    Ok((0, 0))
+    Ok((0, 0, false))
 }
 
 /// Binary designators of the logical unit, NAA first (SPC-4 7.8.5).
