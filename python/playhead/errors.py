@@ -43,6 +43,7 @@ KINDS: dict[str, Kind] = {
     "conflict": Kind(409, EXIT_CONFLICT, "Something stands in the way"),
     "busy": Kind(409, EXIT_CONFLICT, "The object is in use"),
     "outside-window": Kind(409, EXIT_CONFLICT, "Outside the protection window"),
+    "inconsistent": Kind(409, EXIT_CONFLICT, "Not a consistent point"),
     "cancelled": Kind(409, EXIT_CANCELLED, "The work was cancelled"),
     # the request makes no sense
     "invalid": Kind(422, EXIT_INVALID, "The request makes no sense"),

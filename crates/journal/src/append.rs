@@ -252,6 +252,11 @@ impl Inner {
         needed
     }
 
+    /// Whether `drafts` could be appended at once.
+    pub(crate) fn fits(&self, log: &Log, drafts: &[Draft<'_>]) -> bool {
+        log.next.len() >= self.needed(log, drafts, self.reserve_bytes())
+    }
+
     /// Room that only [`Inner::append_now`] may use: for some thousand comparing writes of a block.
     fn reserve_bytes(&self) -> u64 {
         MAX_RESERVE_BYTES.min(self.segment_bytes / 16)

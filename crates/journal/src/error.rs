@@ -74,6 +74,18 @@ pub enum Error {
         /// The head.
         head: u64,
     },
+    /// A point at which a volume was not in step with its production.
+    #[error("point {lsn} of group {group} lies in a resynchronisation, so its volumes are not consistent: {}, or force it", nearest(*.before, *.after))]
+    Inconsistent {
+        /// Group.
+        group: String,
+        /// The point asked for.
+        lsn: u64,
+        /// The nearest consistent point before it, if the window has one.
+        before: Option<u64>,
+        /// The nearest one after it, if there is one yet.
+        after: Option<u64>,
+    },
     /// A time before the protection window.
     #[error("{time_ns} ns since 1970 is before the protection window of group {group}, which begins {}.{:03} s later: choose a later time", (edge_ns - time_ns) / 1_000_000_000, (edge_ns - time_ns) / 1_000_000 % 1000)]
     BeforeWindow {
@@ -131,12 +143,23 @@ impl Error {
             Error::OutOfRange { .. } => "out-of-range",
             Error::Invalid(_) => "invalid",
             Error::NotFound(_) => "not-found",
+            Error::Inconsistent { .. } => "inconsistent",
             Error::OutsideWindow { .. } | Error::BeforeWindow { .. } => "outside-window",
             Error::Busy { .. } => "busy",
             Error::Conflict(_) => "conflict",
             Error::Failed { .. } => "failed",
             Error::Gone(_) => "gone",
         }
+    }
+}
+
+/// What to choose instead of a point that is not consistent.
+fn nearest(before: Option<u64>, after: Option<u64>) -> String {
+    match (before, after) {
+        (Some(before), Some(after)) => format!("choose {before} before it or {after} after it"),
+        (Some(before), None) => format!("choose {before} before it, or wait until it is over"),
+        (None, Some(after)) => format!("choose {after} after it"),
+        (None, None) => "wait until it is over".into(),
     }
 }
 

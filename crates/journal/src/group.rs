@@ -33,6 +33,7 @@ use crate::{
     maps::{Maps, Sizes},
     read::CopyCache,
     record,
+    resync::Spans,
     segment::{self, Segment, SegmentNumber},
     superblock::{Memory, Rewind, Superblock, VolumeInfo},
     view::View,
@@ -224,6 +225,7 @@ pub(crate) struct State {
     pub(crate) images: BTreeMap<String, Arc<ImageState>>,
     pub(crate) bookmarks: Vec<Bookmark>,
     pub(crate) rewinds: Vec<Rewind>,
+    pub(crate) resyncs: Spans,
     /// LSN of the newest COPY record: until it is folded, other volumes' blocks may be references to a volume.
     pub(crate) newest_copy: Lsn,
 }
@@ -332,6 +334,7 @@ impl Group {
             history: History::default(),
             images: Vec::new(),
             rewinds: Vec::new(),
+            resyncing: BTreeMap::new(),
         };
         Segment::create(&*files, dir, memory.id, 0, bytes).map_err(|e| no_space(name, e))?;
         // The superblock comes last: a directory with one is a whole group.
@@ -488,8 +491,11 @@ impl Group {
             i.refuse_if_copied_since(&volume.info, head)?;
             volume.removed.store(true, Ordering::Release);
         }
-        i.remember(&mut control, |m| m.volumes.retain(|v| v.number != number))
-            .inspect_err(|_| volume.removed.store(false, Ordering::Release))?;
+        i.remember(&mut control, |m| {
+            m.volumes.retain(|v| v.number != number);
+            m.resyncing.remove(&number);
+        })
+        .inspect_err(|_| volume.removed.store(false, Ordering::Release))?;
         let mut state = i.state.write();
         state.volumes.remove(&number);
         state.resized();

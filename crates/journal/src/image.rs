@@ -86,9 +86,8 @@ impl Image {
 }
 
 impl Group {
-    /// Opens an image of the group at point `lsn` (rounded up to a record's boundary). Durable: it is there again after a restart, and
-    /// holds the trailing edge until it is closed.
-    pub fn open_image(&self, name: &str, lsn: Lsn, writable: bool) -> Result<Image> {
+    /// As [`Group::open_image`], also at a point of a resynchronisation.
+    pub fn open_any_image(&self, name: &str, lsn: Lsn, writable: bool) -> Result<Image> {
         check_name("image", name)?;
         let i = &self.0;
         let mut control = i.control.lock();
@@ -195,9 +194,8 @@ impl Group {
         Ok(())
     }
 
-    /// Moves production to the state at point `lsn`, as a new branch: what came after stays reachable, and the volumes stay the same for
-    /// hosts (which must not use them meanwhile, since their caches know nothing of it). No data is moved.
-    pub fn rewind(&self, lsn: Lsn) -> Result<Rewind> {
+    /// As [`Group::rewind`], also to a point of a resynchronisation.
+    pub fn rewind_anywhere(&self, lsn: Lsn) -> Result<Rewind> {
         let i = &self.0;
         let mut control = i.control.lock();
         i.check_writable()?;
@@ -248,7 +246,7 @@ impl Group {
         let rewind = newest.ok_or_else(|| {
             Error::Conflict(format!("group {} has no rewind to undo within its window", self.0.name))
         })?;
-        self.rewind(rewind.undo_lsn)
+        self.rewind_anywhere(rewind.undo_lsn)
     }
 
     /// The rewinds that can still be undone, oldest first.

@@ -116,7 +116,7 @@ pub(crate) struct SegmentIndex {
     pub(crate) last_time_ns: u64,
     /// LSN after the last record.
     pub(crate) end: Lsn,
-    /// Whether a bookmark, a branch or a copy is among the records.
+    /// Whether a record that [`Opcode::marks`] is among them.
     pub(crate) marked: bool,
     /// The timelines of its records, if they are few.
     pub(crate) timelines: Option<Vec<u32>>,
@@ -157,9 +157,7 @@ impl SegmentIndex {
             count: entries.len() as u64,
             last_time_ns: entries.last().map_or(time_before_ns, |e| e.time_ns),
             end: entries.last().map_or(first_lsn, Entry::end),
-            marked: entries
-                .iter()
-                .any(|e| matches!(e.opcode, Opcode::Bookmark | Opcode::Copy | Opcode::Branch)),
+            marked: entries.iter().any(|e| e.opcode.marks()),
             timelines: few_timelines(entries),
             entries_crc: crc32c::crc32c_append(seed, &body),
             entries: OnceLock::new(),

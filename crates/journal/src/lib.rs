@@ -29,6 +29,7 @@ mod point;
 mod read;
 pub mod reader;
 mod record;
+mod resync;
 mod run;
 mod scan;
 mod segment;
@@ -45,6 +46,7 @@ pub use group::{
 pub use image::{Image, ImageInfo};
 pub use moment::Moment;
 pub use record::FORMAT;
+pub use resync::ResyncSpan;
 pub use superblock::{Rewind, VolumeInfo};
 pub use volume::{Change, Extent, Volume};
 

@@ -31,6 +31,7 @@ use crate::{
     lineage::{Stay, Timeline, TimelineId},
     maps::Maps,
     record::{BranchPoint, Opcode},
+    resync::Spans,
     run::{Run, RunKey},
     scan::{Found, Scan},
     segment::{first_lsn, log_dir, place, segment_number, segment_path, Segment, SegmentNumber},
@@ -66,6 +67,7 @@ impl Group {
         let bookmarks = bookmarks(&*files, &memory, &tail)?;
         let newest_copy = newest_copy(&*files, &memory, &tail)?;
         let branches = branches(&*files, &memory, &tail)?;
+        let resyncs = resyncs(&*files, &memory, &tail)?;
         // Records written from here on are told from whatever lies beyond the end, even after further crashes.
         control.update(|m| m.epoch += 1)?;
         // Both slots carry it, so that losing one does not make this run's records strangers.
@@ -103,6 +105,7 @@ impl Group {
             bookmarks,
             rewinds: memory.rewinds.clone(),
             newest_copy,
+            resyncs,
         };
         let inner = Arc::new(Inner {
             files,
@@ -492,6 +495,17 @@ fn payload(files: &dyn Files, memory: &Memory, tail: &Tail, e: &Entry) -> Result
     let at = offset + crate::record::HEADER_BYTES as u64;
     segment.file(files)?.read_at(&mut payload, at).doing("reading", &segment.path)?;
     Ok(payload)
+}
+
+fn resyncs(files: &dyn Files, memory: &Memory, tail: &Tail) -> Result<Spans> {
+    let mut found = Vec::new();
+    for opcode in [Opcode::ResyncBegin, Opcode::ResyncEnd] {
+        for e in marked_records(files, memory, tail, opcode)? {
+            found.push((e, payload(files, memory, tail, &e)?));
+        }
+    }
+    found.sort_by_key(|(e, _)| e.lsn);
+    Ok(Spans::found(&found, &memory.resyncing))
 }
 
 fn newest_copy(files: &dyn Files, memory: &Memory, tail: &Tail) -> Result<Lsn> {

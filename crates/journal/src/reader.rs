@@ -79,6 +79,7 @@ fn detail(header: &Header, payload: &[u8]) -> String {
                 format!("timeline {} from timeline {} at LSN {} ({what})", b.timeline, b.parent, b.at)
             },
         ),
+        Opcode::ResyncEnd => format!("began at LSN {}", crate::record::u64_at(payload, 0)),
         _ => String::new(),
     }
 }

@@ -36,9 +36,9 @@ pub(crate) enum Opcode {
     Bookmark = 6,
     /// A timeline begins: the payload is a [`BranchPoint`].
     Branch = 7,
-    /// A resynchronisation begins (copies).
+    /// The volume is not in step with its production from here on ([`crate::resync`]).
     ResyncBegin = 8,
-    /// A resynchronisation ends (copies).
+    /// The volume is in step with its production again: the payload is where the stretch began.
     ResyncEnd = 9,
     /// The rest of the segment is unused.
     Pad = 10,
@@ -76,6 +76,12 @@ impl Opcode {
             Opcode::ResyncEnd => "RESYNC_END",
             Opcode::Pad => "PAD",
         }
+    }
+
+    /// Whether it is looked for when a group is opened.
+    pub(crate) fn marks(self) -> bool {
+        let resync = matches!(self, Opcode::ResyncBegin | Opcode::ResyncEnd);
+        resync || matches!(self, Opcode::Bookmark | Opcode::Copy | Opcode::Branch)
     }
 
     /// Whether it changes a volume's blocks.

@@ -4,6 +4,7 @@
 //! space: also on a full disk the trailing edge can be moved. Slots are written in turn; the valid one with the higher number counts.
 
 use std::{
+    collections::BTreeMap,
     io::IoSlice,
     path::{Path, PathBuf},
     sync::Arc,
@@ -88,6 +89,9 @@ pub(crate) struct Memory {
     pub(crate) history: History,
     pub(crate) images: Vec<ImageEntry>,
     pub(crate) rewinds: Vec<Rewind>,
+    /// Volumes that are not in step with their production, and since when.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub(crate) resyncing: BTreeMap<u32, Point>,
 }
 
 impl Memory {

@@ -1,0 +1,257 @@
+//! How a change gets its blocks and its marks, and gives the blocks back: what stands behind [`super::split::Split::begin`] and its kin.
+//!
+//! What can be had at once is had on the asking thread, without a system call where the regions are marked already. Everything that
+//! takes time, a sync of the change map or room in the journal, is the marker thread's, for all who wait together.
+
+use std::{collections::VecDeque, sync::Arc};
+
+use parking_lot::{Condvar, Mutex, MutexGuard};
+use playhead_journal::{Error, Lsn, Volume};
+
+use super::{
+    refusal,
+    split::{Begun, Captured, Inside, OnJournalFailure, Shared, Taken, Waiter},
+    takes::Wanted,
+};
+use crate::lun::LunError;
+
+/// What stands between a take and its change.
+enum Step {
+    Go,
+    /// The marker sees to it.
+    Wait,
+    Refuse(LunError),
+}
+
+/// Where one who waits finds what he is told.
+type Answer = (Mutex<Option<Result<Taken, LunError>>>, Condvar);
+
+/// Who is to be told what.
+type Told = Vec<(u64, Waiter, Result<(), LunError>)>;
+
+impl Shared {
+    pub(super) fn begin(self: &Arc<Self>, wanted: Wanted, exempt: bool) -> Result<Taken, LunError> {
+        let answer: Arc<Answer> = Arc::default();
+        let told = Arc::clone(&answer);
+        let begun: Begun = Box::new(move |outcome| {
+            *told.0.lock() = Some(outcome);
+            told.1.notify_one();
+        });
+        self.begin_then(wanted, Waiter { begun, exempt });
+        let mut slot = answer.0.lock();
+        loop {
+            match slot.take() {
+                Some(outcome) => return outcome,
+                None => answer.1.wait(&mut slot),
+            }
+        }
+    }
+
+    pub(super) fn begin_then(self: &Arc<Self>, wanted: Wanted, waiter: Waiter) {
+        let blocks = self.volume.block_count();
+        let mut ranges = wanted.changes.iter().chain(&wanted.sources);
+        if let Some(r) = ranges.find(|r| r.end > blocks) {
+            let (lba, count) = (r.start, r.end - r.start);
+            return (waiter.begun)(Err(LunError::OutOfRange { name: self.name.clone(), lba, count }));
+        }
+        let mut inside = self.inside.lock();
+        // Refused before it waits, not after.
+        if let Some(refused) = self.refused(&inside, waiter.exempt) {
+            drop(inside);
+            return (waiter.begun)(Err(refused));
+        }
+        let (number, free) = inside.takes.add(wanted);
+        inside.takes.wait(number, waiter);
+        if free {
+            let told = self.grant(&mut inside, vec![number]);
+            drop(inside);
+            self.tell(told);
+        }
+    }
+
+    /// Why no change may begin.
+    fn refused(&self, inside: &Inside, exempt: bool) -> Option<LunError> {
+        if inside.closed || (inside.lost.is_some() && !exempt) {
+            return Some(LunError::Gone { name: self.name.clone() });
+        }
+        let stop = inside.choice == OnJournalFailure::Stop && !exempt;
+        inside.refused.clone().filter(|_| stop)
+    }
+
+    /// Takes that have their blocks go on, as far as they can at once.
+    fn grant(&self, inside: &mut Inside, free: Vec<u64>) -> Told {
+        let mut free = VecDeque::from(free);
+        let mut told = Vec::new();
+        while let Some(number) = free.pop_front() {
+            let Some(wanted) = inside.takes.wanted(number).cloned() else { continue };
+            match self.step(inside, number, &wanted) {
+                Step::Go => told.extend(inside.takes.waiter(number).map(|w| (number, w, Ok(())))),
+                Step::Wait => {
+                    inside.queue.push(number);
+                    self.queued.notify_one();
+                }
+                Step::Refuse(e) => {
+                    told.extend(inside.takes.waiter(number).map(|w| (number, w, Err(e))));
+                    free.extend(inside.takes.release(number));
+                }
+            }
+        }
+        told
+    }
+
+    /// What a take that has its blocks needs now. Its regions are entered unless it is refused.
+    fn step(&self, inside: &mut Inside, number: u64, wanted: &Wanted) -> Step {
+        let exempt = inside.takes.waiter_is(number, |w| w.exempt);
+        if let Some(refused) = self.refused(inside, exempt) {
+            return Step::Refuse(refused);
+        }
+        let wait = match inside.marks.enter(&wanted.changes) {
+            Ok(wait) => wait,
+            Err(e) => return Step::Refuse(self.unmarkable(&e)),
+        };
+        let stop = inside.choice == OnJournalFailure::Stop && !exempt && !wanted.changes.is_empty();
+        let room = !stop || matches!(self.volume.has_room(inside.takes.payload_bytes()), Ok(true));
+        if wait || !room {
+            Step::Wait
+        } else {
+            Step::Go
+        }
+    }
+
+    fn unmarkable(&self, e: &std::io::Error) -> LunError {
+        LunError::Io { name: self.name.clone(), detail: format!("its change map cannot be written: {e}") }
+    }
+
+    fn tell(self: &Arc<Self>, told: Told) {
+        for (number, waiter, outcome) in told {
+            let taken = |()| Taken { shared: Arc::clone(self), number, over: false };
+            (waiter.begun)(outcome.map(taken));
+        }
+    }
+
+    /// The marker's thread.
+    pub(super) fn run_marker(self: &Arc<Self>) {
+        loop {
+            let mut inside = self.inside.lock();
+            while inside.queue.is_empty() && !inside.closed {
+                self.queued.wait(&mut inside);
+            }
+            if inside.queue.is_empty() {
+                return;
+            }
+            self.mark(inside);
+        }
+    }
+
+    /// Has marks synced and room made for all who wait.
+    fn mark(self: &Arc<Self>, mut inside: MutexGuard<'_, Inside>) {
+        let queue = std::mem::take(&mut inside.queue);
+        let sync = inside.marks.begin_sync();
+        let file = inside.marks.map.file();
+        let payload_bytes = inside.takes.payload_bytes();
+        let stop = inside.choice == OnJournalFailure::Stop;
+        drop(inside);
+        let synced = if sync { file.sync() } else { Ok(()) };
+        let room = if stop { self.volume.wait_for_room(payload_bytes) } else { Ok(()) };
+        let no_room = room.err().map(|e| self.refuse(e));
+        let mut inside = self.inside.lock();
+        inside.marks.end_sync(synced.is_ok());
+        let (mut told, mut free) = (Vec::new(), Vec::new());
+        for number in queue {
+            let Some(waiter) = inside.takes.waiter(number) else { continue };
+            let refused = match (&synced, &no_room) {
+                (Err(e), _) => Some(self.unmarkable(e)),
+                (Ok(()), Some(e)) if !waiter.exempt => Some(e.clone()),
+                _ => None,
+            };
+            let Some(refused) = refused else {
+                told.push((number, waiter, Ok(())));
+                continue;
+            };
+            if let Some(wanted) = inside.takes.wanted(number).cloned() {
+                inside.marks.leave(&wanted.changes, false);
+            }
+            free.extend(inside.takes.release(number));
+            told.push((number, waiter, Err(refused)));
+        }
+        told.extend(self.grant(&mut inside, free));
+        drop(inside);
+        self.tell(told);
+    }
+
+    /// Puts a change that production has executed into the journal.
+    pub(super) fn record(
+        self: &Arc<Self>,
+        taken: Taken,
+        submit: impl FnOnce(&Volume) -> Result<Lsn, Error>,
+    ) -> Result<Captured, LunError> {
+        let refused = self.inside.lock().refused.clone();
+        let outcome = match refused {
+            Some(refused) => Err(refused),
+            None => self.begin_span().and_then(|()| submit(&self.volume)).map_err(|e| self.refuse(e)),
+        };
+        self.finish(taken, outcome.is_err());
+        match outcome {
+            Ok(lsn) => Ok(Captured::Recorded(lsn)),
+            Err(_) if self.inside.lock().choice == OnJournalFailure::Track => Ok(Captured::Tracked),
+            Err(e) => Err(e),
+        }
+    }
+
+    /// Gives a change's blocks back; they differ, or not.
+    pub(super) fn finish(self: &Arc<Self>, mut taken: Taken, differs: bool) {
+        taken.over = true;
+        self.over(taken.number, differs);
+    }
+
+    pub(super) fn over(self: &Arc<Self>, number: u64, differs: bool) {
+        let mut inside = self.inside.lock();
+        if let Some(wanted) = inside.takes.wanted(number).cloned() {
+            inside.marks.leave(&wanted.changes, differs);
+        }
+        if differs {
+            inside.note_lag();
+            inside.woken = true;
+        }
+        let free = inside.takes.release(number);
+        let told = self.grant(&mut inside, free);
+        if differs || inside.closed {
+            self.tending.notify_all();
+        }
+        drop(inside);
+        self.tell(told);
+    }
+
+    /// The journal has refused. What that means to a host; and, unless the request was at fault, it is not tried again until the tender has
+    /// found that it takes records.
+    pub(super) fn refuse(&self, error: Error) -> LunError {
+        let at_fault = matches!(error, Error::OutOfRange { .. } | Error::Invalid(_) | Error::Gone(_));
+        let refused = refusal(&self.name, error);
+        if at_fault {
+            return refused;
+        }
+        let mut inside = self.inside.lock();
+        if inside.refused.is_none() {
+            let goes_on = match inside.choice {
+                OnJournalFailure::Stop => "hosts are stopped",
+                OnJournalFailure::Track => "production goes on, and what changes is recorded later",
+            };
+            log::warn!("{}: the journal cannot be written, {goes_on}: {refused}", self.name);
+        }
+        inside.refused = Some(refused.clone());
+        inside.note_lag();
+        refused
+    }
+
+    /// Whether the journal cannot be written and production goes on.
+    pub(super) fn tracking(&self) -> bool {
+        let inside = self.inside.lock();
+        inside.refused.is_some() && inside.choice == OnJournalFailure::Track
+    }
+
+    /// An error of the caller's, which must not cost data.
+    pub(super) fn defect(&self, what: &str) -> LunError {
+        log::error!("{}: {what}; it is resynchronised", self.name);
+        LunError::Io { name: self.name.clone(), detail: what.to_owned() }
+    }
+}

@@ -1,0 +1,198 @@
+//! What is known of each region in memory: whether changes are under way there, when it was last touched, whether its mark is on the medium
+//! yet, and whether it differs for certain to be seen to.
+//!
+//! A region that is *marked* may differ after a crash; one that *differs* is to be resynchronised now. Marks are kept for a while after the
+//! last change and then taken away in batches, as DRBD's activity log does it: hosts come back to the same regions, and a
+//! region that is marked already costs them nothing. [`KEPT_REGIONS`] bounds what a crash makes to compare.
+
+use std::{
+    collections::{HashMap, HashSet},
+    io,
+    ops::Range,
+    time::{Duration, Instant},
+};
+
+use playhead_journal::BLOCK_BYTES;
+
+use super::{bits::Bits, change_map::ChangeMap};
+
+/// Quiet regions that stay marked, so that hosts find them so when they come back: 1 GiB of the usual size.
+const KEPT_REGIONS: usize = 1024;
+/// How long a region may stay marked that nobody changes.
+const KEPT_FOR: Duration = Duration::from_secs(30);
+
+/// A region in which changes are under way, or were a short while ago.
+#[derive(Debug)]
+struct Busy {
+    under_way: u32,
+    touched: Instant,
+    /// Rises with every change.
+    changes: u64,
+}
+
+/// A region that may be unmarked if it is as it was seen here.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct Quiet {
+    region: u32,
+    changes: u64,
+}
+
+/// The regions of a volume.
+pub(super) struct Marks {
+    pub(super) map: ChangeMap,
+    differs: Bits,
+    busy: HashMap<u32, Busy>,
+    /// Marked in the file, not synced.
+    unsynced: HashSet<u32>,
+    /// A sync that covers them is under way.
+    syncing: HashSet<u32>,
+}
+
+impl Marks {
+    /// What is marked in a map that was found is what differs.
+    pub(super) fn new(map: ChangeMap) -> Marks {
+        Marks {
+            differs: map.marked().clone(),
+            map,
+            busy: HashMap::new(),
+            unsynced: HashSet::new(),
+            syncing: HashSet::new(),
+        }
+    }
+
+    pub(super) fn region_bytes(&self) -> u64 {
+        self.map.header().region_bytes
+    }
+
+    fn region_blocks(&self) -> u64 {
+        self.region_bytes() / BLOCK_BYTES as u64
+    }
+
+    /// The blocks of a region, of a volume of `block_count`.
+    pub(super) fn blocks(&self, region: u32, block_count: u64) -> Range<u64> {
+        let start = u64::from(region) * self.region_blocks();
+        start..(start + self.region_blocks()).min(block_count)
+    }
+
+    fn regions(&self, ranges: &[Range<u64>]) -> Vec<u32> {
+        let size = self.region_blocks();
+        let limit = u64::from(self.differs.limit());
+        let touched = |r: &Range<u64>| (r.start / size).min(limit)..r.end.div_ceil(size).min(limit);
+        let mut all: Vec<u32> =
+            ranges.iter().filter(|r| !r.is_empty()).flat_map(touched).map(|n| n as u32).collect();
+        all.sort_unstable();
+        all.dedup();
+        all
+    }
+
+    /// Changes of `ranges` begin. Whether a mark has to reach the medium first.
+    pub(super) fn enter(&mut self, ranges: &[Range<u64>]) -> io::Result<bool> {
+        let mut wait = false;
+        let regions = self.regions(ranges);
+        for region in &regions {
+            if self.map.mark(*region)? {
+                self.unsynced.insert(*region);
+            }
+            wait |= self.unsynced.contains(region) || self.syncing.contains(region);
+        }
+        for region in regions {
+            let fresh = Busy { under_way: 0, touched: Instant::now(), changes: 0 };
+            self.busy.entry(region).or_insert(fresh).under_way += 1;
+        }
+        Ok(wait)
+    }
+
+    /// They are over; what they touched `differs`, or not.
+    pub(super) fn leave(&mut self, ranges: &[Range<u64>], differs: bool) {
+        for region in self.regions(ranges) {
+            if let Some(busy) = self.busy.get_mut(&region) {
+                busy.under_way = busy.under_way.saturating_sub(1);
+                busy.touched = Instant::now();
+                busy.changes += 1;
+            }
+            if differs {
+                self.differs.insert(region);
+            }
+        }
+    }
+
+    /// A sync of the map begins; false if there is nothing to sync.
+    pub(super) fn begin_sync(&mut self) -> bool {
+        self.syncing = std::mem::take(&mut self.unsynced);
+        !self.syncing.is_empty()
+    }
+
+    /// It is over.
+    pub(super) fn end_sync(&mut self, synced: bool) {
+        let done = std::mem::take(&mut self.syncing);
+        if !synced {
+            self.unsynced.extend(done);
+        }
+    }
+
+    pub(super) fn differs(&self) -> &Bits {
+        &self.differs
+    }
+
+    /// Bytes of the regions that differ.
+    pub(super) fn differing_bytes(&self) -> u64 {
+        u64::from(self.differs.count()) * self.region_bytes()
+    }
+
+    /// A region is looked at now: whatever happens to it from here on counts again.
+    pub(super) fn look_at(&mut self, region: u32) {
+        self.differs.remove(region);
+    }
+
+    /// It still differs.
+    pub(super) fn still_differs(&mut self, region: u32) {
+        self.differs.insert(region);
+    }
+
+    /// Everything differs. Durable with the next sync of the map.
+    pub(super) fn all_differ(&mut self) -> io::Result<()> {
+        self.map.mark_all()?;
+        self.differs = self.map.marked().clone();
+        Ok(())
+    }
+
+    /// Marked regions that may be unmarked once production and journal are durable: those quiet for long, and of the others the longest
+    /// quiet beyond [`KEPT_REGIONS`]. With `all`, every one in which nothing is under way.
+    pub(super) fn quiet(&self, looked_at: Option<u32>, all: bool) -> Vec<Quiet> {
+        let now = Instant::now();
+        let calm = |region: &u32, busy: &Busy| {
+            busy.under_way == 0 && Some(*region) != looked_at && !self.differs.contains(*region)
+        };
+        let mut quiet: Vec<(Instant, Quiet)> = self
+            .busy
+            .iter()
+            .filter(|(region, busy)| calm(region, busy))
+            .map(|(region, busy)| (busy.touched, Quiet { region: *region, changes: busy.changes }))
+            .collect();
+        quiet.sort_unstable_by_key(|(touched, _)| std::cmp::Reverse(*touched));
+        let kept = |i: usize, touched: Instant| {
+            !all && i < KEPT_REGIONS && now.saturating_duration_since(touched) < KEPT_FOR
+        };
+        quiet
+            .iter()
+            .enumerate()
+            .filter(|(i, (touched, _))| !kept(*i, *touched))
+            .map(|(_, (_, q))| *q)
+            .collect()
+    }
+
+    /// Unmarks those that are as they were seen.
+    pub(super) fn unmark(&mut self, seen: &[Quiet]) -> io::Result<()> {
+        let mut gone = Vec::with_capacity(seen.len());
+        for quiet in seen {
+            let same = |b: &Busy| b.under_way == 0 && b.changes == quiet.changes;
+            let differs = self.differs.contains(quiet.region);
+            if !differs && self.busy.get(&quiet.region).is_some_and(same) {
+                self.busy.remove(&quiet.region);
+                self.unsynced.remove(&quiet.region);
+                gone.push(quiet.region);
+            }
+        }
+        self.map.clear(&gone)
+    }
+}

@@ -1,0 +1,9 @@
+//! The split of a volume whose production lives elsewhere, over a real journal: whatever happens, production and replica are equal in
+//! the end, and the journal has production's order.
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
+
+mod disk;
+mod full;
+mod order;
+mod stage;
+mod storm;
