@@ -53,8 +53,8 @@ struct Sent {
     data_in: Vec<u8>,
     cmd_sn: u32,
     data_sn: u32,
-    /// Bytes of `data_out` that went unasked.
-    unsolicited: usize,
+    /// Bytes of `data_out` that have gone.
+    sent_bytes: usize,
 }
 
 pub(crate) struct Connection {
@@ -203,7 +203,7 @@ impl Connection {
             self.data_out(&task, itt, RESERVED_TAG, immediate, unsolicited);
         }
         let data_in = if task.read_bytes > 0 { self.spare.pop().unwrap_or_default() } else { Vec::new() };
-        let sent = Sent { tag, task, data_in, cmd_sn: self.cmd_sn.0, data_sn: 0, unsolicited };
+        let sent = Sent { tag, task, data_in, cmd_sn: self.cmd_sn.0, data_sn: 0, sent_bytes: unsolicited };
         self.tasks.insert(itt, sent);
         self.cmd_sn = self.cmd_sn.plus(1);
     }
@@ -545,13 +545,14 @@ impl Connection {
         let len = sent.task.data_out.len().min(sent.task.write_bytes as usize);
         let (from, to) = (offset as usize, offset as usize + desired as usize);
         let is_right = desired > 0 && to <= len && desired <= self.parameters.max_burst_bytes;
-        if is_right && from >= sent.unsolicited {
+        // In order, and nothing twice.
+        let in_turn = is_right && from >= sent.sent_bytes;
+        if in_turn {
             self.data_out(&sent.task, itt, ttt, from, to);
-            sent.unsolicited = to;
+            sent.sent_bytes = to;
         }
-        let again = is_right && from >= sent.unsolicited.saturating_sub(desired as usize);
         self.tasks.insert(itt, sent);
-        if again {
+        if in_turn {
             Ok(())
         } else {
             Err("the array asks for data that it was not told of".to_owned())

@@ -106,7 +106,12 @@ impl Login {
             }
             None => text::push(&mut out, "SessionType", "Discovery"),
         }
-        text::push(&mut out, "AuthMethod", if remote.chap.is_some() { "CHAP" } else { "None" });
+        let methods = match &remote.chap {
+            None => "None",
+            Some(_) if Login::may_be_excused(remote) => "CHAP,None",
+            Some(_) => "CHAP",
+        };
+        text::push(&mut out, "AuthMethod", methods);
         self.stage = SECURITY;
         let transit = remote.chap.is_none();
         Step {
@@ -115,6 +120,12 @@ impl Login {
             transit,
             text: out,
         }
+    }
+
+    /// Whether the target may do without this side's proof: many arrays have credentials for their targets and none for discovery, and
+    /// refuse CHAP there. Only if it need not prove itself either.
+    fn may_be_excused(remote: &Remote) -> bool {
+        remote.target.is_none() && remote.chap.as_ref().is_none_or(|chap| chap.theirs.is_none())
     }
 
     fn offers(&mut self, remote: &Remote) -> Vec<u8> {
@@ -197,6 +208,10 @@ impl Login {
         };
         if let Some(chap) = &remote.chap {
             if let Some(method) = find("AuthMethod") {
+                if method == "None" && Login::may_be_excused(remote) {
+                    self.answered = true;
+                    return step(true, Vec::new());
+                }
                 if method != "CHAP" {
                     return Err(fault("the array does not take CHAP"));
                 }

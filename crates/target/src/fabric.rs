@@ -20,6 +20,8 @@ pub mod limbo;
 pub mod lun;
 pub mod plan;
 pub mod record;
+pub mod replica;
 
 pub use array::{Array, LinkStatus};
 pub use lun::{Begun, FabricLun, Identity, Production, Recorder, Taken};
+pub use replica::Replica;

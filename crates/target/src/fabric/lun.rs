@@ -14,8 +14,8 @@ use std::time::Duration;
 
 /// Bytes of one READ of production.
 const READ_BYTES: usize = 256 << 10;
-/// For one command of our own.
-const LIMIT: Duration = Duration::from_secs(30);
+/// For one command of our own. A service that stops waits for it.
+const LIMIT: Duration = Duration::from_secs(10);
 /// Times a READ is repeated that finds the array busy or has a unit attention to hear of.
 const TRIES: u32 = 8;
 
