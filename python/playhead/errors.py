@@ -66,6 +66,7 @@ KINDS: dict[str, Kind] = {
     "address-in-use": Kind(503, EXIT_IN_USE, "The address is in use"),
     "address-not-available": Kind(503, EXIT_INVALID, "Not an address of this machine"),
     "stopping": Kind(503, EXIT_UNREACHABLE, "The service is stopping"),
+    "array": Kind(502, EXIT_UNREACHABLE, "The array cannot be asked"),
     "unreachable": Kind(503, EXIT_UNREACHABLE, "The service cannot be reached"),
     "internal": Kind(500, EXIT_INTERNAL, "A defect in Playhead"),
 }

@@ -5,6 +5,7 @@
 
 use pyo3::prelude::*;
 
+mod array;
 mod error;
 mod group;
 mod iscsi;
@@ -26,6 +27,7 @@ fn _native(module: &Bound<'_, PyModule>) -> PyResult<()> {
     module.add("NativeError", module.py().get_type::<error::NativeError>())?;
     module.add_class::<group::Group>()?;
     module.add_class::<lun::Lun>()?;
+    module.add_class::<array::Array>()?;
     module.add_class::<iscsi::IscsiServer>()?;
     module.add_class::<nbd::NbdServer>()?;
     module.add_class::<lab::LabArray>()?;
