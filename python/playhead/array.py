@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import sqlite3
+import threading
 import time
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
@@ -87,6 +88,8 @@ class Arrays:
     def __init__(self, catalogue: Catalogue, initiator: str) -> None:
         self._catalogue = catalogue
         self._initiator = initiator
+        self._targets: dict[tuple[ArrayRow, str], _native.Array] = {}
+        self._lock = threading.Lock()
 
     # What there is.
 
@@ -117,6 +120,21 @@ class Arrays:
         raise not_found(
             f"there is no array {name[:80]!r}", "see `playhead array list`, or add it with `playhead array add`"
         )
+
+    def target(self, name: str, iqn: str) -> _native.Array:
+        """A target of an array, one and the same for all volumes on it: a host's session has one session with it, whichever of its LUNs the
+        host uses. With two under one name and ISID the array would end the older each time (RFC 7143 6.3.5).
+        """
+        key = (self.get(name), iqn)
+        with self._lock:
+            found = self._targets.get(key)
+            if found is None:
+                # What a row of before was is nobody's any more, but for the volumes that still hold it.
+                self._targets = {
+                    (row, of): kept for (row, of), kept in self._targets.items() if row.name != name or row == key[0]
+                }
+                found = self._targets[key] = key[0].native(iqn)
+            return found
 
     def volumes(self, array: str | None = None) -> dict[str, FabricVolume]:
         """The volumes with production on an array, or on any: by path."""

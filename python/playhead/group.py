@@ -344,7 +344,7 @@ class Group:
 
     def _fabric_disk(self, name: str, of: FabricVolume) -> Lun:
         """The LUN behind a volume with foreign production; the change map lies beside the journal."""
-        target = self._arrays.get(of.array).native(of.target)
+        target = self._arrays.target(of.array, of.target)
         map_path = str(self.directory / f"{name}.changes")
         disk = self.engine.fabric_lun(name, target, of.lun, of.identity, of.reads_zeros, map_path)
         self._fabric_disks[name] = (target, disk)

@@ -13,6 +13,7 @@ from tests.appliance import playhead
 from playhead import _native
 from playhead.lab import matrix, vaai
 from playhead.lab.arrangement import Treatment
+from playhead.lab.fabric_splitter import FabricBeforeTgtd, FabricSplitter
 from playhead.lab.matrix import Measured, Outcome
 from playhead.lab.missing_array import MissingArray
 from playhead.lab.playhead_array import PlayheadArray
@@ -21,6 +22,14 @@ from playhead.lab.vaai import arranged
 
 REGION_BYTES = 5 * MIB
 ARRAYS = {PlayheadArray.array, MissingArray.array}
+"""With the splitter in them."""
+FABRIC = {FabricSplitter.array, FabricBeforeTgtd.array}
+"""With the splitter before them."""
+IMPOSSIBLE = {
+    (FabricSplitter.array, "xcopy", "support"),
+    (FabricBeforeTgtd.array, "xcopy", "support"),
+    (FabricBeforeTgtd.array, "ats", "support"),
+}
 
 
 @pytest.fixture(scope="module")
@@ -33,12 +42,16 @@ def report() -> dict[str, Any]:
 
 def test_every_cell_is_what_it_must_be(report: dict[str, Any]) -> None:
     cells = report["cells"]
-    assert {cell["array"] for cell in cells} == ARRAYS
-    assert len(cells) == len(ARRAYS) * 4 * 3 * 2
+    there = FABRIC if shutil.which("tgtd") else FABRIC - {FabricBeforeTgtd.array}
+    assert {cell["array"] for cell in cells if cell["splitter"] == "array"} == ARRAYS
+    assert {cell["array"] for cell in cells if cell["splitter"] == "fabric"} == there
+    assert len(cells) == (len(ARRAYS) + len(there)) * 4 * 3 * 2
     for cell in cells:
         assert cell["as_expected"], cell
-        if cell["array"] == PlayheadArray.array and cell["treatment"] == "ignore":
-            assert cell["outcome"] == "impossible"
+        place = (cell["array"], cell["offload"], cell["treatment"])
+        if place in IMPOSSIBLE or (cell["array"] != MissingArray.array and cell["treatment"] == "ignore"):
+            assert cell["outcome"] == "impossible", cell
+            assert cell["detail"]
         elif not cell["switch"]:
             # The workaround of 2010, too: what the host does not ask for cannot be ignored.
             assert cell["outcome"] == "by-host", cell

@@ -97,9 +97,7 @@ def probe(url: str, as_json: bool, **given: Any) -> None:
 
 
 @command.command("vaai")
-@click.option(
-    "--splitter", "splitters", metavar="array[,host,fabric]", default="array", show_default=True, help="Which."
-)
+@click.option("--splitter", "splitters", metavar="NAME[,NAME...]", help="array or fabric. [default: all]")
 @click.option(
     "--size", "size_text", metavar="SIZE", default="64M", show_default=True, help="What each operation is about."
 )
@@ -108,7 +106,7 @@ def probe(url: str, as_json: bool, **given: Any) -> None:
 )
 @click.option("--page", metavar="FILE", type=click.Path(path_type=Path), help="Write the page docs/lab-vaai.md is.")
 @output_option
-def vaai(splitters: str, size_text: str, tools: bool, page: Path | None, as_json: bool) -> None:
+def vaai(splitters: str | None, size_text: str, tools: bool, page: Path | None, as_json: bool) -> None:
     """What becomes of a replica: every splitter, with every offload supported, rejected and ignored.
 
     Starts throwaway arrays of its own, in a temporary folder, and ends them. In each cell a data mover does one operation, with the host's
@@ -125,7 +123,8 @@ def vaai(splitters: str, size_text: str, tools: bool, page: Path | None, as_json
         if sys.stderr.isatty():
             click.echo(text, err=True)
 
-    report = lab.run(splitters.split(","), region_bytes, tools, lambda each: said("  ".join(row(each)[:6])))
+    chosen = splitters.split(",") if splitters else list(lab.ARRANGEMENTS)
+    report = lab.run(chosen, region_bytes, tools, lambda each: said("  ".join(row(each)[:6])))
     if page is not None:
         write_page(page, report.cells, report.tools, region_bytes)
     if as_json:
@@ -134,6 +133,8 @@ def vaai(splitters: str, size_text: str, tools: bool, page: Path | None, as_json
         click.echo(table(report.cells))
         if report.tools:
             click.echo(f"\n{tools_table(report.tools)}")
+        for absent in report.left_out:
+            click.echo(f"\nLeft out: {absent}")
         click.echo(f"\n{summary(report.cells)}.")
     if not report.as_expected:
         click.get_current_context().exit(EXIT_UNSAFE)

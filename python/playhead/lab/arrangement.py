@@ -9,9 +9,17 @@ import enum
 from dataclasses import dataclass
 from typing import Protocol
 
+from playhead.errors import PlayheadError
 from playhead.lab.advertised import Primitive
 
 SOURCE, TARGET = "source", "target"
+
+
+class AbsentError(PlayheadError):
+    """This machine has not got what an arrangement is made of."""
+
+    def __init__(self, detail: str, next_step: str) -> None:
+        super().__init__("not-found", detail, next_step)
 
 
 class Treatment(enum.Enum):

@@ -5,7 +5,9 @@ In each cell the target is filled, the operation done, and then every block of t
 
 from __future__ import annotations
 
+import contextlib
 import enum
+import itertools
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -17,13 +19,14 @@ from playhead.lab.arrangement import SOURCE, TARGET, Arrangement, Journaled, Lun
 from playhead.lab.cdb import BLOCK_BYTES
 from playhead.lab.device import Claim, Device
 from playhead.lab.operations import GUARD_BLOCKS, OPERATION_OF, SWITCHED_OFF, Places, Work, prepare, read, write
-from playhead.lab.session import Session, Wire
+from playhead.lab.session import Session, SessionError, Wire
 from playhead.lab.settings import MIB, HostSettings
 
 HOSTS = ("iqn.1998-01.com.example:host-a", "iqn.1998-01.com.example:host-b")
 LOOKER = "iqn.1998-01.com.example:looker"
 BEYOND_BYTES = 2 * MIB
 """Of a LUN, after region and guards; nothing may touch it."""
+ISIDS = itertools.count(1)
 PRIMITIVES = tuple(OPERATION_OF)
 
 
@@ -119,14 +122,17 @@ class Hosts:
         key = (initiator, place.address, place.target)
         session = self._sessions.get(key)
         if session is None:
-            # Another ISID for each: through a splitter an array may see two of them as one initiator's.
-            session = Session(place.address, place.target, initiator=initiator, isid=len(self._sessions) + 1)
+            # Another ISID for each: to an array behind a splitter, two with one are one that came back, and the older is ended.
+            session = Session(place.address, place.target, initiator=initiator, isid=next(ISIDS))
             self._sessions[key] = session
         session.ready(place.lun)
         return Device(session, place.lun)
 
     def close(self) -> None:
+        """Logs everybody out, or hangs up."""
         for session in self._sessions.values():
+            with contextlib.suppress(SessionError, TimeoutError):
+                session.log_out()
             session.close()
 
     def wire(self) -> Wire:
@@ -142,7 +148,7 @@ class Hosts:
     def compare(self) -> tuple[int, int | None, bytes]:
         """Blocks of the replica that are not production's, the first of them, and production's region and guards."""
         place = self.arrangement.replica(TARGET)
-        with Session(place.address, place.target, initiator=LOOKER, isid=0xFFFF) as session:
+        with Session(place.address, place.target, initiator=LOOKER, isid=next(ISIDS)) as session:
             session.ready(place.lun)
             replica = Device(session, place.lun)
             count = self.looker.advertised.block_count
@@ -180,8 +186,10 @@ class Hosts:
         return self._judge(cell, work, seconds, wire, journal)
 
     def _judge(self, cell: Cell, work: Work, seconds: float, wire: Wire, journal: Journaled) -> Measured:
-        spent, captured = self.wire(), self.arrangement.journaled()
+        spent = self.wire()
         differing, first, found = self.compare()
+        # Afterwards: a splitter may have to read production back before the replica is whole.
+        captured = self.arrangement.journaled()
         claim = self.places.target.claims[cell.primitive]
         taken = claim is Claim.SUPPORTED
         wanted = work.wanted if taken else work.wanted_untaken

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from pathlib import Path
 
 from playhead.errors import PlayheadError
@@ -10,6 +11,8 @@ from playhead.lab.arrangement import SOURCE, TARGET, Journaled, LunPlace, Treatm
 from playhead.lab.service import Service
 
 GROUP = "lab"
+SYNCHRONISED_WITHIN_S = 120.0
+POLL_S = 0.05
 
 
 class PlayheadArray:
@@ -73,3 +76,15 @@ class PlayheadArray:
         self.service.close()
         if complaints:
             raise PlayheadError("internal", f"the laboratory's service complained: {complaints[0]}")
+
+
+def wait_until_synchronised(arrangement: PlayheadArray, name: str, field: str) -> None:
+    """Until the volume says so. `field` is what it says it in."""
+    end = time.monotonic() + SYNCHRONISED_WITHIN_S
+    while True:
+        found = arrangement.service.api.get("groups", GROUP, "volumes", name)[field]
+        if found["state"] == "synchronised":
+            return
+        if time.monotonic() > end:
+            raise PlayheadError("internal", f"{name} stays {found['state']}: {found['reason']}")
+        time.sleep(POLL_S)

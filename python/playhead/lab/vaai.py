@@ -9,9 +9,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from playhead.errors import invalid
+from playhead.errors import PlayheadError, invalid
 from playhead.lab import matrix, tools
-from playhead.lab.arrangement import Arrangement
+from playhead.lab.arrangement import AbsentError, Arrangement
+from playhead.lab.fabric_splitter import FabricBeforeTgtd, FabricSplitter
 from playhead.lab.matrix import Measured
 from playhead.lab.missing_array import MissingArray
 from playhead.lab.operations import OPERATION_OF
@@ -21,7 +22,10 @@ from playhead.lab.tools import Tooled
 
 REGION_MIN, REGION_MAX = 3 * MIB, 4096 * MIB
 Build = Callable[[Path, int], Arrangement]
-ARRANGEMENTS: dict[str, tuple[Build, ...]] = {"array": (PlayheadArray, MissingArray)}
+ARRANGEMENTS: dict[str, tuple[Build, ...]] = {
+    "array": (PlayheadArray, MissingArray),
+    "fabric": (FabricSplitter, FabricBeforeTgtd),
+}
 """By splitter; each is built in a folder that does not exist yet, with LUNs of so many bytes."""
 
 
@@ -32,6 +36,8 @@ class Report:
     region_bytes: int
     cells: list[Measured] = field(default_factory=list)
     tools: list[Tooled] = field(default_factory=list)
+    left_out: list[str] = field(default_factory=list)
+    """What this machine has not got, and what to do about it."""
 
     @property
     def as_expected(self) -> bool:
@@ -45,6 +51,7 @@ class Report:
             "as_expected": self.as_expected,
             "cells": [_cell(each) for each in self.cells],
             "tools": [_tool(each) for each in self.tools],
+            "left_out": self.left_out,
         }
 
 
@@ -91,8 +98,14 @@ def arranged(build: Build, region_bytes: int) -> Iterator[Arrangement]:
     """One arrangement in a folder of its own, for as long as it is needed."""
     with tempfile.TemporaryDirectory(prefix="playhead-lab-") as folder:
         arrangement = build(Path(folder) / "array", matrix.lun_bytes(region_bytes))
-        with contextlib.closing(arrangement):
+        try:
             yield arrangement
+        except BaseException:
+            # What went wrong counts, not what is said of it at the end.
+            with contextlib.suppress(PlayheadError):
+                arrangement.close()
+            raise
+        arrangement.close()
 
 
 def run(splitters: Sequence[str], region_bytes: int, with_tools: bool, done: Callable[[Measured], None]) -> Report:
@@ -105,8 +118,11 @@ def run(splitters: Sequence[str], region_bytes: int, with_tools: bool, done: Cal
     report = Report(region_bytes)
     for name in splitters:
         for build in ARRANGEMENTS[name]:
-            with arranged(build, region_bytes) as arrangement:
-                report.cells += matrix.run(arrangement, region_bytes, done)
-                if with_tools:
-                    report.tools += tools.run(arrangement, region_bytes, lambda _: None)
+            try:
+                with arranged(build, region_bytes) as arrangement:
+                    report.cells += matrix.run(arrangement, region_bytes, done)
+                    if with_tools:
+                        report.tools += tools.run(arrangement, region_bytes, lambda _: None)
+            except AbsentError as error:
+                report.left_out.append(str(error))
     return report
