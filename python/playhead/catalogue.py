@@ -10,6 +10,7 @@ directory is made and `deleting` before it goes, and the next start finishes wha
 from __future__ import annotations
 
 import contextlib
+import json
 import os
 import sqlite3
 import threading
@@ -121,6 +122,18 @@ MIGRATIONS = (
         UNIQUE (array, target, lun)
     ) STRICT;
     """,
+    """
+    ALTER TABLE groups ADD COLUMN on_journal_failure TEXT NOT NULL DEFAULT 'stop'
+        CHECK (on_journal_failure IN ('stop', 'track'));
+    CREATE TABLE splitters (
+        group_name TEXT NOT NULL,
+        volume TEXT NOT NULL,
+        kind TEXT NOT NULL,
+        parameters TEXT NOT NULL,
+        PRIMARY KEY (group_name, volume),
+        FOREIGN KEY (group_name, volume) REFERENCES exports (group_name, volume) ON DELETE CASCADE
+    ) STRICT;
+    """,
 )
 """Migration n brings a catalogue from version n to n + 1. Never edited once released; only added to."""
 
@@ -130,6 +143,7 @@ PHYSICAL_BLOCK_BYTES = 4096
 """Of a volume nobody said otherwise of: what the journal writes best."""
 
 GroupState = Literal["creating", "ready", "deleting"]
+OnJournalFailure = Literal["stop", "track"]
 
 
 @dataclass(frozen=True)
@@ -143,6 +157,8 @@ class GroupRow:
     limit_bytes: int | None
     reserve_bytes: int
     created_ns: int
+    on_journal_failure: OnJournalFailure = "stop"
+    """What hosts of volumes whose production lives elsewhere get while the journal cannot be written."""
 
     @property
     def limits(self) -> tuple[int | None, int | None, int]:
@@ -158,6 +174,15 @@ class Export:
     read_only: bool
     physical_block_bytes: int
     """What the volume calls a physical block: 512 for hosts that want native blocks, 4096 otherwise."""
+
+
+@dataclass(frozen=True)
+class SplitterRow:
+    """Where a volume's production is, if it is not Playhead's own."""
+
+    kind: Literal["host"]
+    path: str
+    """The file or block device of this host."""
 
 
 def private(path: Path) -> None:
@@ -246,7 +271,7 @@ class Catalogue:
         """Every group, by name."""
         with self.transaction() as db:
             rows = db.execute(
-                "SELECT name, iqn, state, window_ns, limit_bytes, reserve_bytes, created_ns FROM groups ORDER BY name"
+                "SELECT name, iqn, state, window_ns, limit_bytes, reserve_bytes, created_ns, on_journal_failure FROM groups ORDER BY name"
             ).fetchall()
         return [GroupRow(*row) for row in rows]
 
@@ -254,8 +279,8 @@ class Catalogue:
         with self.transaction() as db:
             try:
                 db.execute(
-                    "INSERT INTO groups VALUES (?, ?, ?, ?, ?, ?, ?)",
-                    (row.name, row.iqn, row.state, row.window_ns, row.limit_bytes, row.reserve_bytes, row.created_ns),
+                    "INSERT INTO groups VALUES (?, ?, ?, ?, ?, ?, ?, ?)",
+                    (row.name, row.iqn, row.state, *row.limits, row.created_ns, row.on_journal_failure),
                 )
             except sqlite3.IntegrityError as error:
                 raise conflict(f"group {row.name} exists already", "choose another name") from error
@@ -264,11 +289,11 @@ class Catalogue:
         with self.transaction() as db:
             db.execute("UPDATE groups SET state = ? WHERE name = ?", (state, name))
 
-    def set_policy(self, name: str, window_ns: int | None, limit_bytes: int | None, reserve_bytes: int) -> None:
+    def set_policy(self, row: GroupRow) -> None:
         with self.transaction() as db:
             db.execute(
-                "UPDATE groups SET window_ns = ?, limit_bytes = ?, reserve_bytes = ? WHERE name = ?",
-                (window_ns, limit_bytes, reserve_bytes, name),
+                "UPDATE groups SET window_ns = ?, limit_bytes = ?, reserve_bytes = ?, on_journal_failure = ? WHERE name = ?",
+                (*row.limits, row.on_journal_failure, row.name),
             )
 
     def remove_group(self, name: str) -> None:
@@ -312,6 +337,27 @@ class Catalogue:
             db.execute(
                 "UPDATE exports SET read_only = ? WHERE group_name = ? AND volume = ?", (read_only, group, volume)
             )
+
+    def splitters(self, group: str) -> dict[str, SplitterRow]:
+        """The group's volumes whose production lives elsewhere."""
+        with self.transaction() as db:
+            rows = db.execute(
+                "SELECT volume, kind, parameters FROM splitters WHERE group_name = ? ORDER BY volume", (group,)
+            ).fetchall()
+        return {volume: SplitterRow(kind, **json.loads(parameters)) for volume, kind, parameters in rows}
+
+    def set_splitter(self, group: str, volume: str, row: SplitterRow) -> None:
+        """Says where the production of an exported volume is."""
+        with self.transaction() as db:
+            db.execute(
+                "INSERT OR REPLACE INTO splitters VALUES (?, ?, ?, ?)",
+                (group, volume, row.kind, json.dumps({"path": row.path})),
+            )
+
+    def remove_splitter(self, group: str, volume: str) -> None:
+        """The volume is Playhead's own from now on."""
+        with self.transaction() as db:
+            db.execute("DELETE FROM splitters WHERE group_name = ? AND volume = ?", (group, volume))
 
     def remove_export(self, group: str, volume: str) -> None:
         with self.transaction() as db:

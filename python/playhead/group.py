@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from playhead import _native, log, names
 from playhead._native import NativeError
-from playhead.catalogue import PHYSICAL_BLOCK_BYTES, Catalogue, Export, GroupRow
+from playhead.catalogue import PHYSICAL_BLOCK_BYTES, Catalogue, Export, GroupRow, SplitterRow
 from playhead.errors import PlayheadError, conflict, not_found
 from playhead.export import Exports
 from playhead.masking import Place
@@ -25,6 +25,7 @@ from playhead.resources import Bookmark, Disk, Fabric, FabricPath, Image, Journa
 from playhead.resources import Group as GroupResource
 from playhead.sizes import BLOCK_BYTES, MAX_VOLUME_BYTES, show_size
 from playhead.space import free_and_alert
+from playhead.splitter import Splitters
 
 if TYPE_CHECKING:
     from playhead._native import ImageDict, Lun, PointDict, RewindDict, VolumeDict
@@ -61,6 +62,7 @@ class Group:
         self._fabric: dict[str, FabricVolume] = {}
         self._fabric_disks: dict[str, tuple[_native.Array, Lun]] = {}
         self._exported = False
+        self._splitters = Splitters(row.name, directory / "splitter")
 
     # Coming and going.
 
@@ -103,6 +105,9 @@ class Group:
                     self._luns[volume["name"]] = self._catalogue.add_export(self.row.name, volume["name"])
             self._access.keep_only(self.row.name, self._paths())
             self._exports.add_target(self.row.iqn)
+            for name, splitter in self._catalogue.splitters(self.row.name).items():
+                block = self._luns[name].physical_block_bytes
+                self._splitters.open_or_lose(self._engine, name, splitter, self.row.on_journal_failure, block)
             for name in self._luns:
                 self._export_volume(name)
             for image in self._engine.images():
@@ -134,6 +139,7 @@ class Group:
             if engine is None:
                 return
             self._let_go()
+            self._splitters.close()
             self._failure = PlayheadError(
                 "stopping", f"group {self.row.name} is being stopped", "start the service again"
             )
@@ -188,7 +194,9 @@ class Group:
     def resource(self) -> GroupResource:
         """The group for programs, in service or not."""
         row, engine = self.row, self._engine
-        policy = Policy(window_ns=row.window_ns, limit_bytes=row.limit_bytes, reserve_bytes=row.reserve_bytes)
+        policy = Policy(
+            window_ns=row.window_ns, limit_bytes=row.limit_bytes, reserve_bytes=row.reserve_bytes, on_journal_failure=row.on_journal_failure
+        )  # fmt: skip
         if engine is None:
             failed = self._failed()
             return GroupResource(
@@ -215,7 +223,8 @@ class Group:
             index_bytes=stats["index_bytes"],
             lag_bytes=max(0, stats["head"]["lsn"] - stats["durable_lsn"]),
             free_bytes=free_bytes,
-            alert="; ".join(alert for alert in (stats["alert"], space_alert) if alert) or None,
+            alert="; ".join(alert for alert in (stats["alert"], space_alert, *self._splitters.alerts()) if alert)
+            or None,
             created=show_time(row.created_ns),
         )
 
@@ -279,6 +288,7 @@ class Group:
             physical_block_bytes=self._physical_block_bytes(volume),
             created_lsn=volume["created_lsn"],
             fabric=self._fabric_status(volume["name"]),
+            splitter=self._splitters.resource(volume["name"]),
         )
 
     def _disk(self, volume: VolumeDict, iqn: str, path: str, *, read_only: bool) -> Disk:
@@ -396,7 +406,11 @@ class Group:
     def delete_volume(self, name: str, delete_base: bool) -> None:
         """Takes a volume out of the group, and its base with it if asked."""
         with self._lock:
-            self.volume(name)
+            if self.volume(name).splitter:
+                raise conflict(
+                    f"volume {self.row.name}/{name} is attached to its production",
+                    f"take it out with `playhead detach {self.row.name}/{name}`",
+                )
             path = f"{self.row.name}/{name}"
             disk = self._exports.remove_disk(path)
             self._let_go(name)
@@ -415,10 +429,134 @@ class Group:
             self._catalogue.remove_export(self.row.name, name)
             _log.info("volume deleted", volume=path, base="deleted" if delete_base else "kept")
 
+    # Production that lives elsewhere.
+
+    def attach(self, name: str, path: str, physical_block_bytes: int) -> Volume:
+        """Protects a file or block device of this host: a new volume is its replica, and hosts use it through the volume. Also one whose
+        production was lost, there or elsewhere.
+        """
+        names.check_volume(name)
+        if not Path(path).is_absolute():
+            raise PlayheadError(
+                "invalid", f"volume {self.row.name}/{name}: {path!r} is not an absolute path", "write it from / on"
+            )
+        with self._lock:
+            if name in self._splitters:
+                return self._attach_again(name, path)
+            engine, row = self.engine, SplitterRow("host", path)
+            if any(volume["name"] == name for volume in engine.volumes()):
+                raise conflict(
+                    f"group {self.row.name} has a volume {name} already", "choose another name, or delete it first"
+                )
+            size_bytes = _native.host_device_size(path, f"{self.row.name}/{name}")
+            self._access.forget_disk(f"{self.row.name}/{name}")
+            # The catalogue first: a volume that the journal has and the catalogue does not would be served as an empty one.
+            self._luns[name] = self._catalogue.add_export(self.row.name, name, physical_block_bytes)
+            try:
+                self._catalogue.set_splitter(self.row.name, name, row)
+                engine.add_sparse_volume(name, size_bytes)
+                self._splitters.open(engine, name, row, self.row.on_journal_failure, physical_block_bytes)
+            except (NativeError, PlayheadError):
+                self._undo_attach(name)
+                raise
+            self._export_volume(name)
+            _log.info("production attached", volume=f"{self.row.name}/{name}", path=path, bytes=size_bytes)
+            return self.volume(name)
+
+    def _undo_attach(self, name: str) -> None:
+        for volume in self.engine.volumes():
+            if volume["name"] == name:
+                self._splitters.forget(name)
+                self._splitters.remove_map(volume["uuid"])
+                self.engine.remove_volume(name, True)
+        self._luns.pop(name, None)
+        self._catalogue.remove_export(self.row.name, name)
+
+    def _attach_again(self, name: str, path: str) -> Volume:
+        if self._splitters.disk(name) is not None:
+            raise conflict(
+                f"volume {self.row.name}/{name} is attached already",
+                f"detach it first: `playhead detach {self.row.name}/{name}`",
+            )
+        row, block = SplitterRow("host", path), self._luns[name].physical_block_bytes
+        self._splitters.open(self.engine, name, row, self.row.on_journal_failure, block)
+        # Nobody knows what happened to it while it was away.
+        self._splitters.compare_all(name)
+        self._catalogue.set_splitter(self.row.name, name, row)
+        self._export_volume(name)
+        _log.info("production attached again", volume=f"{self.row.name}/{name}", path=path)
+        return self.volume(name)
+
+    def detach(self, name: str, keep_history: bool) -> None:
+        """Lets go of production, which is whole where it is. The replica and its past stay as a read-only volume, or go."""
+        with self._lock:
+            volume = self.volume(name)
+            if volume.splitter is None:
+                raise conflict(
+                    f"volume {self.row.name}/{name} is Playhead's own, not attached to a production elsewhere",
+                    f"delete it with `playhead volume delete {self.row.name}/{name}`",
+                )
+            if keep_history and volume.splitter.state not in ("synchronised", "production-lost"):
+                raise conflict(
+                    f"volume {self.row.name}/{name} is {volume.splitter.state}, so its newest points are not consistent",
+                    "wait until it is synchronised, or detach it with --drop-history",
+                )
+            if not keep_history and (images := self.engine.images()):
+                raise conflict(
+                    f"volume {self.row.name}/{name} is shown by image {images[0]['name']}",
+                    f"close it first: `playhead image close {self.row.name}/{images[0]['name']}`",
+                )
+            path = f"{self.row.name}/{name}"
+            disk = self._exports.remove_disk(path) if self._splitters.disk(name) else None
+            self._splitters.forget(name)
+            if not keep_history:
+                self._remove_replica(name, volume.splitter.production)
+            self._splitters.remove_map(volume.uuid)
+            self._catalogue.remove_splitter(self.row.name, name)
+            if keep_history:
+                self._catalogue.set_read_only(self.row.name, name, True)
+                self._luns[name] = replace(self._luns[name], read_only=True)
+                self._export_volume(name)
+            else:
+                self._luns.pop(name, None)
+                self._access.forget_disk(path)
+                self._exports.forget(disk)
+                self._catalogue.remove_export(self.row.name, name)
+            _log.info("production detached", volume=path, path=volume.splitter.production, history_kept=keep_history)
+
+    def _remove_replica(self, name: str, path: str) -> None:
+        try:
+            self.engine.remove_volume(name, True)
+        except NativeError:
+            block = self._luns[name].physical_block_bytes
+            row = SplitterRow("host", path)
+            self._splitters.open_or_lose(self.engine, name, row, self.row.on_journal_failure, block)
+            self._export_volume(name)
+            raise
+
+    def resync(self, name: str) -> Volume:
+        """Compares all of an attached volume with its production, while hosts work."""
+        with self._lock:
+            if self.volume(name).splitter is None or self._splitters.disk(name) is None:
+                raise conflict(
+                    f"volume {self.row.name}/{name} has no production to compare it with", "see `playhead volume show`"
+                )
+            self._splitters.compare_all(name)
+            return self.volume(name)
+
     def _export_volume(self, name: str) -> None:
         export = self._luns[name]
         of = self._fabric.get(name)
-        disk = self._fabric_disk(name, of) if of else self.engine.volume_lun(name, export.physical_block_bytes)
+        disk: Lun | None
+        if of:
+            disk = self._fabric_disk(name, of)
+        elif name in self._splitters:
+            disk = self._splitters.disk(name)
+        else:
+            disk = self.engine.volume_lun(name, export.physical_block_bytes)
+        if disk is None:
+            # Hosts find no such LUN rather than one that is not what they had.
+            return
         if export.read_only:
             disk.set_read_only(True)
         self._exports.add_disk(Place(f"{self.row.name}/{name}", self.row.iqn, export.lun), disk)
@@ -464,12 +602,12 @@ class Group:
                 return self._image(image)
         raise not_found(f"group {self.row.name} has no open image {name[:80]!r}", "see `playhead image list`")
 
-    def open_image(self, name: str, at: str, writable: bool) -> Image:
-        """The group's volumes as of a point, exported like volumes."""
+    def open_image(self, name: str, at: str, writable: bool, force: bool = False) -> Image:
+        """The group's volumes as of a point, exported like volumes. `force`: also where a volume was being resynchronised."""
         names.check_image(name)
         with self._lock:
             point = self.resolve(at)
-            image = self.engine.open_image(name, point["lsn"], writable)
+            image = self.engine.open_image(name, point["lsn"], writable, force)
             try:
                 self._export_image(image)
             except NativeError:
@@ -537,12 +675,21 @@ class Group:
     def rewind(self, to: str) -> Rewind:
         """Production goes back to a point. No data moves, nothing is lost: it can be undone."""
         with self._lock:
+            self._refuse_to_move()
             point = self.resolve(to)
             return self._rewound(self.engine.rewind(point["lsn"]))
+
+    def _refuse_to_move(self) -> None:
+        if attached := self._splitters.names():
+            raise conflict(
+                f"group {self.row.name} cannot be rewound: the production of volume {attached[0]} lives elsewhere",
+                "open an image of that point and copy from it",
+            )
 
     def undo_rewind(self) -> Rewind:
         """Production returns to where it was before the last rewind."""
         with self._lock:
+            self._refuse_to_move()
             return self._rewound(self.engine.undo_rewind())
 
     def rewinds(self) -> list[Rewind]:
@@ -573,8 +720,9 @@ class Group:
         with self._lock:
             engine = self.engine
             row = replace(self.row, **policy.model_dump())
-            self._catalogue.set_policy(row.name, *row.limits)
+            self._catalogue.set_policy(row)
             engine.set_policy(*row.limits)
+            self._splitters.set_on_journal_failure(row.on_journal_failure)
             self.row = row
             return self.resource()
 

@@ -75,6 +75,23 @@ class Fabric(BaseModel):
     paths: list[FabricPath]
 
 
+class Splitter(BaseModel):
+    """How a volume stands to its production, which lives elsewhere."""
+
+    kind: Literal["host"] = Field(description="`host`: production is a file or block device of this host")
+    production: str = Field(description="Where it is")
+    state: Literal["initialising", "resynchronising", "tracking", "stopped", "synchronised", "production-lost"]
+    reason: str | None = Field(description="What is in the way, if something is")
+    lag_bytes: int = Field(description="Production that may differ from the volume")
+    lag_s: float | None = Field(description="How long it may; null: it does not")
+    since: str | None
+    resync_done_bytes: int
+    resync_total_bytes: int = Field(
+        description="What this resynchronisation had to compare so far; 0: none is under way"
+    )
+    marked_bytes: int = Field(description="What a crash now would make to compare")
+
+
 class Volume(Disk):
     """A volume of production."""
 
@@ -86,6 +103,7 @@ class Volume(Disk):
     )
     created_lsn: int
     fabric: Fabric | None = Field(default=None, description="Production on another array; null: it is here")
+    splitter: Splitter | None = Field(description="Null: Playhead is the array, and production is the volume itself")
 
 
 class ArrayLun(BaseModel):
@@ -157,6 +175,11 @@ class Policy(BaseModel):
     limit_bytes: int | None = Field(default=None, ge=0, le=(1 << 63) - 1)
     reserve_bytes: int = Field(
         default=0, ge=0, le=(1 << 63) - 1, description="Journal kept allocated ahead of need, so that flushes are fast"
+    )
+    on_journal_failure: Literal["stop", "track"] = Field(
+        default="stop",
+        description="For volumes whose production lives elsewhere, while the journal cannot be written: hosts are stopped, or it is tracked"
+        " what production does, and resynchronised later",
     )
 
 

@@ -14,7 +14,8 @@ from tests.control import io
 
 def test_the_life_of_a_group(appliance: Appliance) -> None:
     group = appliance.cli("group", "create", "db", "--window", "24h", "--limit", "10G")
-    assert group["policy"] == {"window_ns": 86_400_000_000_000, "limit_bytes": 10 << 30, "reserve_bytes": 0}
+    limits = {"window_ns": 86_400_000_000_000, "limit_bytes": 10 << 30, "reserve_bytes": 0}
+    assert group["policy"] == {**limits, "on_journal_failure": "stop"}
     assert group["iqn"] == "iqn.2026-11.io.playhead:db"
     appliance.cli("group", "policy", "db", "--limit", "none", "--window", "2d")
     volume = appliance.cli("volume", "create", "db/data", "--size", "64T")

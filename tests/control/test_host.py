@@ -430,7 +430,8 @@ def test_a_catalogue_of_before_is_brought_up_to_date(tmp_path: Path) -> None:
         appliance.cli("group", "create", "db")
         appliance.cli("volume", "create", "db/data", "--size", "1M")
     with sqlite3.connect(tmp_path / "store" / "catalogue.db") as db:
-        for table in ("mappings", "initiators", "offload_rules", "hosts", "discovery", "redirections"):
+        db.execute("ALTER TABLE groups DROP COLUMN on_journal_failure")
+        for table in ("splitters", "mappings", "initiators", "offload_rules", "hosts", "discovery", "redirections"):
             db.execute(f"DROP TABLE {table}")
         for column in ("read_only", "physical_block_bytes"):
             db.execute(f"ALTER TABLE exports DROP COLUMN {column}")

@@ -1,0 +1,1 @@
+"""Volumes whose production lives elsewhere, through the real service."""

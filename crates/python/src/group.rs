@@ -101,7 +101,7 @@ pub(crate) struct Window {
 /// An open group. The journal's own handle is shared, so this one is too.
 #[pyclass(frozen, module = "playhead._native")]
 pub(crate) struct Group {
-    inner: engine::Group,
+    pub(crate) inner: engine::Group,
 }
 
 fn options(segment_bytes: Option<u64>) -> engine::Options {
@@ -275,8 +275,21 @@ impl Group {
         unlocked(py, || self.inner.point_at_time(time_ns)).map(Point::from)
     }
 
-    fn open_image(&self, py: Python<'_>, name: &str, lsn: u64, writable: bool) -> PyResult<Image> {
-        unlocked(py, || self.inner.open_image(name, lsn, writable)).map(|i| i.info().into())
+    /// `force`: also at a point of a resynchronisation.
+    #[pyo3(signature = (name, lsn, writable, force = false))]
+    fn open_image(
+        &self,
+        py: Python<'_>,
+        name: &str,
+        lsn: u64,
+        writable: bool,
+        force: bool,
+    ) -> PyResult<Image> {
+        unlocked(py, || match force {
+            true => self.inner.open_any_image(name, lsn, writable),
+            false => self.inner.open_image(name, lsn, writable),
+        })
+        .map(|i| i.info().into())
     }
 
     fn close_image(&self, py: Python<'_>, name: &str) -> PyResult<()> {

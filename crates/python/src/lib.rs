@@ -15,6 +15,7 @@ mod log;
 mod lun;
 mod nbd;
 mod policy;
+mod splitter;
 
 /// The package's version, which is the workspace's.
 #[pyfunction]
@@ -28,12 +29,14 @@ fn _native(module: &Bound<'_, PyModule>) -> PyResult<()> {
     module.add_class::<group::Group>()?;
     module.add_class::<lun::Lun>()?;
     module.add_class::<array::Array>()?;
+    module.add_class::<splitter::HostSplitter>()?;
     module.add_class::<iscsi::IscsiServer>()?;
     module.add_class::<nbd::NbdServer>()?;
     module.add_class::<lab::LabArray>()?;
     module.add_function(wrap_pyfunction!(journal::dump, module)?)?;
     module.add_function(wrap_pyfunction!(journal::verify, module)?)?;
     module.add_function(wrap_pyfunction!(log::log_to_stderr, module)?)?;
+    module.add_function(wrap_pyfunction!(splitter::host_device_size, module)?)?;
     module.add_function(wrap_pyfunction!(version, module)?)?;
     Ok(())
 }

@@ -4,7 +4,7 @@ use crate::error::native;
 use playhead_target::{
     fabric::{FabricLun, Replica},
     lun::{LunIdentity, LunRef},
-    splitter::ArraySplitter,
+    splitter::{ArraySplitter, HostLun},
 };
 use pyo3::{prelude::*, types::PyDict};
 use std::sync::Arc;
@@ -66,6 +66,8 @@ impl Lun {
             splitter.set_read_only(read_only);
         } else if let Some(fabric) = self.inner.as_any().downcast_ref::<FabricLun>() {
             fabric.set_read_only(read_only);
+        } else if let Some(attached) = self.inner.as_any().downcast_ref::<HostLun>() {
+            attached.set_read_only(read_only);
         }
     }
 

@@ -3,11 +3,13 @@
 //! - [`array`]: Playhead is the array, and the split is the write.
 //! - [`split`]: production lives elsewhere, and what changes it goes to both. This is the part that all such splitters share; what
 //!   production is they know.
+//! - [`host`]: production is a file or block device of this host.
 
 mod admission;
 pub mod array;
 mod bits;
 mod change_map;
+pub mod host;
 mod marks;
 mod resync;
 pub mod split;
@@ -15,6 +17,7 @@ mod takes;
 
 pub use array::{lun, ArraySplitter};
 pub use change_map::Stamp;
+pub use host::{HostDevice, HostLun};
 pub use split::{Begun, Captured, OnJournalFailure, Production, Split, SplitOptions, State, Status, Taken};
 pub use takes::Wanted;
 

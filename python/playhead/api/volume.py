@@ -94,6 +94,39 @@ def change_volume(volume: str, body: VolumeChange, group: TheGroup) -> Volume:
     return group.set_volume_read_only(volume, body.read_only)
 
 
+class VolumeAttach(BaseModel):
+    """Production that lives elsewhere: a file or block device of the appliance's host."""
+
+    model_config = ConfigDict(extra="forbid")
+    path: str = Field(description="Absolute; it stays where it is and is used through the volume from now on")
+    physical_block_bytes: Literal[512, 4096] = 4096
+
+
+@router.post("/groups/{group}/volumes/{volume}/attach", status_code=201)
+def attach_volume(volume: str, body: VolumeAttach, group: TheGroup) -> Volume:
+    """Protects a file or block device: the volume, a new one, is its replica. Also one whose production was lost."""
+    return group.attach(volume, body.path, body.physical_block_bytes)
+
+
+class VolumeDetach(BaseModel):
+    """What becomes of a volume whose production is let go of."""
+
+    model_config = ConfigDict(extra="forbid")
+    keep_history: bool = Field(description="The volume stays, read-only, with its past; or goes")
+
+
+@router.post("/groups/{group}/volumes/{volume}/detach", status_code=204)
+def detach_volume(volume: str, body: VolumeDetach, group: TheGroup) -> None:
+    """Lets go of production, which is whole where it is."""
+    group.detach(volume, body.keep_history)
+
+
+@router.post("/groups/{group}/volumes/{volume}/resync", status_code=202)
+def resync_volume(volume: str, group: TheGroup) -> Volume:
+    """Compares all of an attached volume with its production, while hosts work."""
+    return group.resync(volume)
+
+
 @router.delete("/groups/{group}/volumes/{volume}", status_code=204)
 def delete_volume(volume: str, group: TheGroup, delete_base: bool) -> None:
     """Takes a volume out of its group. Its base stays where it is or goes too, as the caller says."""

@@ -15,7 +15,9 @@ from playhead.cli.refusal import exit_with
 NOUNS = {
     "serve": "Run the appliance in the foreground.",
     "status": "One page: groups, windows, lag, space, sessions, alerts.",
-    "volume": "Volumes: create, adopt, list, show, set, delete.",
+    "volume": "Volumes: create, adopt, list, show, set, resync, delete.",
+    "attach": "Protect a file or block device of this host where it is.",
+    "detach": "Let go of a protected file or block device.",
     "group": "Consistency groups: create, list, show, head, rewind, undo, settle, policy, retry, delete.",
     "bookmark": "Bookmarks: create, list.",
     "point": "Points: show what an expression stands for.",

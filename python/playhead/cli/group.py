@@ -29,9 +29,13 @@ def command() -> None:
     """Consistency groups: volumes that share one write order, one journal and one past."""
 
 
-def _policy(window: str | None, limit: str | None, reserve: str | None, before: dict[str, Any]) -> dict[str, Any]:
+def _policy(
+    window: str | None, limit: str | None, reserve: str | None, on_failure: str | None, before: dict[str, Any]
+) -> dict[str, Any]:
     """`none` lifts a limit; what is not given stays."""
     after = dict(before)
+    if on_failure is not None:
+        after["on_journal_failure"] = on_failure
     if window is not None:
         after["window_ns"] = None if window == "none" else parse_span_ns(window)
     if limit is not None:
@@ -54,16 +58,34 @@ reserve_option = click.option(
 )
 
 
+failure_option = click.option(
+    "--on-journal-failure",
+    "on_failure",
+    type=click.Choice(["stop", "track"]),
+    help="Attached volumes, while the journal cannot be written: stop hosts, or go on and resynchronise later.",
+)
+
+
 @command.command("create")
 @click.argument("name")
 @window_option
 @limit_option
 @reserve_option
+@failure_option
 @output_option
 @click.pass_obj
-def create(cli: Cli, name: str, window: str | None, limit: str | None, reserve: str | None, as_json: bool) -> None:
+def create(
+    cli: Cli,
+    name: str,
+    window: str | None,
+    limit: str | None,
+    reserve: str | None,
+    on_failure: str | None,
+    as_json: bool,
+) -> None:
     """Make a new, empty group."""
-    show(cli.post("groups", body={"name": name, "policy": _policy(window, limit, reserve, {})}), as_json)
+    policy = _policy(window, limit, reserve, on_failure, {})
+    show(cli.post("groups", body={"name": name, "policy": policy}), as_json)
 
 
 @command.command("list")
@@ -170,13 +192,23 @@ def settle(cli: Cli, name: str, no_wait: bool, as_json: bool) -> None:
 @window_option
 @limit_option
 @reserve_option
+@failure_option
 @output_option
 @click.pass_obj
-def policy_(cli: Cli, name: str, window: str | None, limit: str | None, reserve: str | None, as_json: bool) -> None:
+def policy_(
+    cli: Cli,
+    name: str,
+    window: str | None,
+    limit: str | None,
+    reserve: str | None,
+    on_failure: str | None,
+    as_json: bool,
+) -> None:
     """Show or change how much past is kept."""
     group = cli.get("groups", name)
-    if (window, limit, reserve) != (None, None, None):
-        group = cli.put("groups", name, "policy", body=_policy(window, limit, reserve, group["policy"]))
+    if (window, limit, reserve, on_failure) != (None, None, None, None):
+        body = _policy(window, limit, reserve, on_failure, group["policy"])
+        group = cli.put("groups", name, "policy", body=body)
     if as_json:
         show_json(group["policy"])
     else:

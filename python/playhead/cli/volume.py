@@ -10,15 +10,25 @@ import click
 from playhead.cli.client import Cli
 from playhead.cli.reference import object_argument
 from playhead.cli.show import Column, fields, output_option, show_json, size, table
-from playhead.sizes import parse_size
+from playhead.sizes import parse_size, show_span_ns
 
 COLUMNS: list[Column] = [
     ("VOLUME", "path"),
     ("SIZE", lambda v: size(v["size_bytes"])),
+    ("SPLITTER", lambda v: splitter_state(v["splitter"])),
     ("LUN", "lun"),
     ("ISCSI", "iscsi_url"),
     ("NBD", "nbd_url"),
 ]
+
+
+def splitter_state(splitter: dict[str, Any] | None) -> str:
+    """`array`, or of which kind it is and how it stands: `host, resynchronising 40%`."""
+    if splitter is None:
+        return "array"
+    total, done = splitter["resync_total_bytes"], splitter["resync_done_bytes"]
+    progress = f" {done * 100 // total}%" if total else ""
+    return f"{splitter['kind']}, {splitter['state']}{progress}"
 
 
 physical_block_option = click.option(
@@ -132,6 +142,18 @@ def set_(cli: Cli, which: tuple[str, str], read_only: bool | None, as_json: bool
     show(cli.patch("groups", which[0], "volumes", which[1], body={"read_only": read_only}), as_json)
 
 
+@command.command("resync")
+@object_argument("volume")
+@output_option
+@click.pass_obj
+def resync(cli: Cli, which: tuple[str, str], as_json: bool) -> None:
+    """Compare all of an attached volume with its production, while hosts work; what differs is recorded.
+
+    For when somebody has changed production without Playhead.
+    """
+    show(cli.post("groups", which[0], "volumes", which[1], "resync"), as_json)
+
+
 @command.command("delete")
 @object_argument("volume")
 @click.option(
@@ -184,6 +206,7 @@ def show(volume: dict[str, Any], as_json: bool) -> None:
             ("adopted", volume["adopted"]),
             ("uuid", volume["uuid"]),
             *_fabric_fields(volume["fabric"]),
+            *splitter_fields(volume["splitter"]),
         ]
     )
 
@@ -202,4 +225,19 @@ def _fabric_fields(fabric: dict[str, Any] | None) -> list[tuple[str, Any]]:
         ("state", fabric["state"] + (f": {fabric['reason']}" if fabric["reason"] else "")),
         ("lag", lag),
         ("paths", paths),
+    ]
+
+
+def splitter_fields(splitter: dict[str, Any] | None) -> list[tuple[str, Any]]:
+    """How a volume stands to its production."""
+    if splitter is None:
+        return [("splitter", "array")]
+    lag_s = splitter["lag_s"]
+    lag = f"{size(splitter['lag_bytes'])}, since {show_span_ns(int(lag_s * 1e9))}" if lag_s is not None else "none"
+    return [
+        ("splitter", splitter_state(splitter)),
+        ("production", splitter["production"]),
+        ("lag", lag),
+        ("reason", splitter["reason"]),
+        ("marked", f"{size(splitter['marked_bytes'])} to compare after a crash now"),
     ]

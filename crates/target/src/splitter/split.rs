@@ -218,7 +218,7 @@ pub(super) struct Shared {
 /// The split of one volume. Dropping it stops its threads and leaves the map as a crash would; [`Split::close`] leaves it in order.
 pub struct Split {
     shared: Arc<Shared>,
-    threads: Vec<JoinHandle<()>>,
+    threads: Mutex<Vec<JoinHandle<()>>>,
 }
 
 /// Blocks that somebody has for himself while he changes production. Dropped without having said what became of it, it is unknown.
@@ -291,14 +291,14 @@ impl Split {
         });
         type Work = (&'static str, fn(&Arc<Shared>));
         let work: [Work; 2] = [("mark", Shared::run_marker), ("tend", Shared::run_tender)];
-        let mut split = Split { shared, threads: Vec::new() };
+        let split = Split { shared, threads: Mutex::default() };
         for (what, run) in work {
             let shared = Arc::clone(&split.shared);
             let thread = std::thread::Builder::new()
                 .name(format!("{what} {name}").chars().take(15).collect())
                 .spawn(move || run(&shared))
                 .map_err(|e| failed(format!("starting a thread: {e}")))?;
-            split.threads.push(thread);
+            split.threads.lock().push(thread);
         }
         Ok(split)
     }
@@ -442,10 +442,11 @@ impl Split {
         }));
     }
 
-    /// Ends it in order: waits for changes under way, makes production and journal durable, and leaves nothing marked but what differs.
+    /// Ends it in order: waits for changes under way, makes production and journal durable, and leaves nothing marked but what differs. What
+    /// begins later is refused with [`LunError::Gone`].
     ///
     /// Errors: something could not be made durable; what is marked is then compared when the split is opened again.
-    pub fn close(mut self) -> Result<(), LunError> {
+    pub fn close(&self) -> Result<(), LunError> {
         self.stop();
         let shared = &self.shared;
         let mut inside = shared.inside.lock();
@@ -461,11 +462,20 @@ impl Split {
         inside.marks.map.file().sync().map_err(failed)
     }
 
-    fn stop(&mut self) {
-        self.shared.inside.lock().closed = true;
+    fn stop(&self) {
+        let waiting = {
+            let mut inside = self.shared.inside.lock();
+            inside.closed = true;
+            inside.takes.give_up()
+        };
+        // Also the tender, if it waits for somebody who does not come back before we have ended.
+        for (_, waiter) in waiting {
+            (waiter.begun)(Err(LunError::Gone { name: self.shared.name.clone() }));
+        }
         self.shared.queued.notify_all();
         self.shared.tending.notify_all();
-        for thread in self.threads.drain(..) {
+        let threads = std::mem::take(&mut *self.threads.lock());
+        for thread in threads {
             if thread.join().is_err() {
                 log::error!("{}: a thread of its split had panicked", self.shared.name);
             }

@@ -151,6 +151,14 @@ impl<W> Takes<W> {
         free
     }
 
+    /// Takes away all who wait for others' blocks.
+    pub(super) fn give_up(&mut self) -> Vec<(u64, W)> {
+        let waiting: Vec<u64> = self.takes.iter().filter(|(_, t)| t.blockers > 0).map(|(n, _)| *n).collect();
+        self.waiting = 0;
+        let take = |number| self.takes.remove(&number)?.waiter.map(|waiter| (number, waiter));
+        waiting.into_iter().filter_map(take).collect()
+    }
+
     pub(super) fn is_empty(&self) -> bool {
         self.takes.is_empty()
     }

@@ -98,7 +98,8 @@ impl Stage {
     /// Ends in order and comes back.
     pub(crate) fn reopen(self, choice: OnJournalFailure) -> Stage {
         let Stage { dir, files, disk, group, split: old } = self;
-        Arc::into_inner(old).unwrap().close().unwrap();
+        old.close().unwrap();
+        drop(Arc::into_inner(old).unwrap());
         let split = split(&dir, &group, &disk, choice);
         Stage { dir, files, disk, group, split }
     }
