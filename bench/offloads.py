@@ -20,14 +20,14 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 from tests.appliance import Appliance
-from tests.initiator import cdb
-from tests.initiator.session import Session
 
 from bench import machine
 from bench.grid import grid
 from bench.paths import REPOSITORY
 from bench.report import OFFLOADS_FILE, publish
 from bench.spread import Spread
+from playhead.lab import cdb
+from playhead.lab.session import Session
 
 BLOCK = 512
 MIB, GIB, TIB = 1 << 20, 1 << 30, 1 << 40

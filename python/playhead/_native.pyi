@@ -20,6 +20,24 @@ class WindowDict(TypedDict):
     edge: PointDict
     head: PointDict
 
+class ArrayLunDict(TypedDict):
+    number: int
+    device_type: int
+    vendor: str
+    product: str
+    revision: str
+    block_count: int
+    block_bytes: int
+    reads_zeros: bool
+    names: list[str]
+
+class SplitDict(TypedDict):
+    state: str
+    reason: str | None
+    lag_bytes: int
+    since_ns: int | None
+    resync_total_bytes: int
+
 class VolumeDict(TypedDict):
     number: int
     name: str
@@ -80,6 +98,29 @@ class TrafficDict(TypedDict):
     read_errors: int
     write_errors: int
 
+class ArrayLinkDict(TypedDict):
+    initiator: str
+    state: str
+    portal: str | None
+    reason: str | None
+    sessions: int
+
+class Array:
+    def __init__(
+        self,
+        portals: list[tuple[str, int]],
+        initiator: str,
+        isid: bytes,
+        target: str | None,
+        as_host: bool,
+        chap_tuple: tuple[str, bytes, str | None, bytes | None] | None,
+        digests: bool,
+    ) -> None: ...
+    def targets(self) -> list[tuple[str, list[str]]]: ...
+    def luns(self) -> list[ArrayLunDict]: ...
+    def lun(self, number: int) -> ArrayLunDict | None: ...
+    def links(self) -> list[ArrayLinkDict]: ...
+
 class Lun:
     """A disk that a front end can export: a volume of production or of an image."""
 
@@ -92,6 +133,10 @@ class Lun:
     @property
     def read_only(self) -> bool: ...
     def set_read_only(self, read_only: bool) -> None: ...
+    @property
+    def on_array(self) -> bool: ...
+    def split(self) -> SplitDict: ...
+    def close(self) -> None: ...
 
 class Group:
     @staticmethod
@@ -108,6 +153,9 @@ class Group:
     def adopt_volume(self, name: str, path: str) -> VolumeDict: ...
     def remove_volume(self, name: str, delete_base: bool) -> None: ...
     def volumes(self) -> list[VolumeDict]: ...
+    def fabric_lun(
+        self, name: str, target: Array, number: int, identity: str, reads_zeros: bool, map_path: str
+    ) -> Lun: ...
     def volume_lun(self, name: str, physical_block_bytes: int = 4096) -> Lun: ...
     def head(self) -> PointDict: ...
     def window(self) -> WindowDict: ...
@@ -203,6 +251,24 @@ class NbdServer:
     def set_policy(self, rules: list[PolicyRule]) -> None: ...
     def connections(self) -> list[dict[str, Any]]: ...
     def stop(self, patience_s: float) -> int: ...
+
+class LabArray:
+    """The laboratory's array, whose splitter can be told to miss offloads. It makes its own files and its own journal, in a folder that holds
+    the laboratory's mark and nothing else; `playhead.lab` alone uses it."""
+
+    def __init__(self, dir: str | PathLike[str], names: list[str], block_count: int) -> None: ...
+    def miss(self, offloads: list[str]) -> None: ...
+    def production(self, name: str) -> Lun: ...
+    def replica(self, name: str) -> Lun:
+        """As of now; another LUN at each call."""
+
+    def journal(self) -> tuple[int, int]:
+        """Records, and bytes."""
+
+    def close(self) -> None: ...
+    @staticmethod
+    def mark() -> tuple[str, str]:
+        """Name and content of the file that makes a folder the laboratory's."""
 
 def dump(dir: str, from_lsn: int, visit: Callable[[RecordDict], bool]) -> None: ...
 def verify(dir: str) -> dict[str, Any]: ...

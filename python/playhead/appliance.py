@@ -13,6 +13,7 @@ from pathlib import Path
 from playhead import _native, log, names
 from playhead._native import NativeError
 from playhead.access import Access
+from playhead.array import Arrays, FabricVolume, Identity
 from playhead.catalogue import Catalogue, GroupRow
 from playhead.errors import PlayheadError, conflict, not_found
 from playhead.export import Exports
@@ -20,7 +21,7 @@ from playhead.group import Group, remove_directory
 from playhead.job import Jobs
 from playhead.node import Settings
 from playhead.point import show_time
-from playhead.resources import Disk, Policy, Service, Session, Status, Target
+from playhead.resources import Disk, Policy, Service, Session, Status, Target, Volume
 from playhead.space import SpaceWatch
 from playhead.store import Store
 
@@ -43,6 +44,7 @@ class Appliance:
             self._catalogue = Catalogue(self.store.catalogue)
             self.exports = Exports(settings, self.store.reservations())
             self.access = Access(self._catalogue, settings, self.exports)
+            self.arrays = Arrays(self._catalogue, f"{settings.iqn_prefix}:initiator")
         except BaseException:
             self.store.close()
             raise
@@ -81,7 +83,9 @@ class Appliance:
         return group
 
     def _group(self, row: GroupRow, directory: Path) -> Group:
-        return Group(row, directory, self._catalogue, self.exports, self.access, self.settings.space_low_bytes)
+        return Group(
+            row, directory, self._catalogue, self.exports, self.access, self.arrays, self.settings.space_low_bytes
+        )
 
     def stop(self) -> None:
         """Ends everything in order, within about the setting's deadline: sessions, jobs, groups, catalogue, store."""
@@ -151,6 +155,13 @@ class Appliance:
         with self._lock:
             self._groups.pop(name, None)
         _log.info("group deleted", group=name)
+
+    def protect_lun(self, group: Group, name: str, array: str, target: str, number: int, identity: Identity) -> Volume:
+        """A volume of `group` whose production is a LUN of an array."""
+        names.check_volume(name)
+        lun = self.arrays.lun(array, target, number)
+        of = FabricVolume(array, target, number, identity, lun["reads_zeros"])
+        return group.add_fabric_volume(name, of, lun["block_count"])
 
     # What there is to see.
 

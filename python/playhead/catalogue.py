@@ -95,6 +95,34 @@ MIGRATIONS = (
         CHECK (physical_block_bytes IN (512, 4096));
     """,
     """
+    CREATE TABLE arrays (
+        name TEXT PRIMARY KEY,
+        portals TEXT NOT NULL,
+        initiator TEXT NOT NULL,
+        names TEXT NOT NULL CHECK (names IN ('host', 'own')),
+        digests INTEGER NOT NULL CHECK (digests IN (0, 1)),
+        created_ns INTEGER NOT NULL,
+        chap_user TEXT,
+        chap_secret TEXT,
+        mutual_user TEXT,
+        mutual_secret TEXT,
+        CHECK ((chap_user IS NULL) = (chap_secret IS NULL)),
+        CHECK ((mutual_user IS NULL) = (mutual_secret IS NULL)),
+        CHECK (mutual_user IS NULL OR chap_user IS NOT NULL)
+    ) STRICT;
+    CREATE TABLE fabric_volumes (
+        group_name TEXT NOT NULL REFERENCES groups (name) ON DELETE CASCADE,
+        volume TEXT NOT NULL,
+        array TEXT NOT NULL REFERENCES arrays (name),
+        target TEXT NOT NULL,
+        lun INTEGER NOT NULL CHECK (lun BETWEEN 0 AND 16383),
+        identity TEXT NOT NULL CHECK (identity IN ('own', 'new')),
+        reads_zeros INTEGER NOT NULL CHECK (reads_zeros IN (0, 1)),
+        PRIMARY KEY (group_name, volume),
+        UNIQUE (array, target, lun)
+    ) STRICT;
+    """,
+    """
     ALTER TABLE groups ADD COLUMN on_journal_failure TEXT NOT NULL DEFAULT 'stop'
         CHECK (on_journal_failure IN ('stop', 'track'));
     CREATE TABLE splitters (

@@ -34,6 +34,7 @@ EXIT_STORE = 9
 EXIT_IN_USE = 10
 EXIT_CANCELLED = 11
 EXIT_PROBLEMS_FOUND = 12
+EXIT_UNSAFE = 13
 
 KINDS: dict[str, Kind] = {
     # asked for something that is not there
@@ -65,6 +66,7 @@ KINDS: dict[str, Kind] = {
     "address-in-use": Kind(503, EXIT_IN_USE, "The address is in use"),
     "address-not-available": Kind(503, EXIT_INVALID, "Not an address of this machine"),
     "stopping": Kind(503, EXIT_UNREACHABLE, "The service is stopping"),
+    "array": Kind(502, EXIT_UNREACHABLE, "The array cannot be asked"),
     "unreachable": Kind(503, EXIT_UNREACHABLE, "The service cannot be reached"),
     "internal": Kind(500, EXIT_INTERNAL, "A defect in Playhead"),
 }

@@ -128,7 +128,14 @@ class Exports:
                 self._redirect(tables)
             if self._nbd:
                 self._nbd.set_policy(tables.rules)
-                self._offer({path for path, hosts in tables.seen_by.items() if hosts is None})
+                # What is on another array goes there as SCSI commands, which NBD has none of.
+                self._offer(
+                    {
+                        path
+                        for path, hosts in tables.seen_by.items()
+                        if hosts is None and not self._disks[path].disk.on_array
+                    }
+                )
             self._in_force = tables
 
     def _set_credentials(self, tables: Tables, before: Tables | None) -> None:

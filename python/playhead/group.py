@@ -21,7 +21,7 @@ from playhead.export import Exports
 from playhead.masking import Place
 from playhead.point import resolve, show_time
 from playhead.problem import from_native
-from playhead.resources import Bookmark, Disk, Image, Journal, Point, Policy, Rewind, Volume, Window
+from playhead.resources import Bookmark, Disk, Fabric, FabricPath, Image, Journal, Point, Policy, Rewind, Volume, Window
 from playhead.resources import Group as GroupResource
 from playhead.sizes import BLOCK_BYTES, MAX_VOLUME_BYTES, show_size
 from playhead.space import free_and_alert
@@ -30,6 +30,7 @@ from playhead.splitter import Splitters
 if TYPE_CHECKING:
     from playhead._native import ImageDict, Lun, PointDict, RewindDict, VolumeDict
     from playhead.access import Access
+    from playhead.array import Arrays, FabricVolume
 
 _log = log.get("group")
 
@@ -44,6 +45,7 @@ class Group:
         catalogue: Catalogue,
         exports: Exports,
         access: Access,
+        arrays: Arrays,
         space_low_bytes: int,
     ) -> None:
         self.row = row
@@ -51,11 +53,14 @@ class Group:
         self._catalogue = catalogue
         self._exports = exports
         self._access = access
+        self._arrays = arrays
         self._space_low_bytes = space_low_bytes
         self._lock = threading.RLock()
         self._engine: _native.Group | None = None
         self._failure: PlayheadError | None = None
         self._luns: dict[str, Export] = {}
+        self._fabric: dict[str, FabricVolume] = {}
+        self._fabric_disks: dict[str, tuple[_native.Array, Lun]] = {}
         self._exported = False
         self._splitters = Splitters(row.name, directory / "splitter")
 
@@ -88,6 +93,9 @@ class Group:
                 return
             volumes = {volume["name"] for volume in self._engine.volumes()}
             self._luns = self._catalogue.exports(self.row.name)
+            mine = f"{self.row.name}/"
+            fabric = {path: volume for path, volume in self._arrays.volumes().items() if path.startswith(mine)}
+            self._fabric = {path.removeprefix(mine): volume for path, volume in fabric.items()}
             # A crash may have come between the journal and the catalogue: the journal is right.
             for name in [name for name in self._luns if name not in volumes]:
                 self._catalogue.remove_export(self.row.name, name)
@@ -130,6 +138,7 @@ class Group:
             engine, self._engine = self._engine, None
             if engine is None:
                 return
+            self._let_go()
             self._splitters.close()
             self._failure = PlayheadError(
                 "stopping", f"group {self.row.name} is being stopped", "start the service again"
@@ -278,12 +287,14 @@ class Group:
             adopted=volume["adopted"],
             physical_block_bytes=self._physical_block_bytes(volume),
             created_lsn=volume["created_lsn"],
+            fabric=self._fabric_status(volume["name"]),
             splitter=self._splitters.resource(volume["name"]),
         )
 
     def _disk(self, volume: VolumeDict, iqn: str, path: str, *, read_only: bool) -> Disk:
         lun = self._lun(volume)
         hosts = self._exports.seen_by(path)
+        on_array = iqn == self.row.iqn and volume["name"] in self._fabric
         return Disk(
             path=path,
             name=volume["name"],
@@ -295,7 +306,7 @@ class Group:
             iqn=iqn,
             hosts=hosts,
             iscsi_url=self._exports.iscsi_url(iqn, lun),
-            nbd_url=self._exports.nbd_url(path) if hosts is None else None,
+            nbd_url=self._exports.nbd_url(path) if hosts is None and not on_array else None,
         )
 
     def _lun(self, volume: VolumeDict) -> int:
@@ -326,6 +337,60 @@ class Group:
             )
         return self._add_volume(name, lambda: self.engine.adopt_volume(name, path), physical_block_bytes)
 
+    def add_fabric_volume(self, name: str, of: FabricVolume, block_count: int) -> Volume:
+        """A volume that follows a LUN of another array. It is synchronised from now on; hosts may use it at once."""
+        names.check_volume(name)
+        with self._lock:
+            self._arrays.protect(self.row.name, name, of)
+            self._fabric[name] = of
+            try:
+                size_bytes = block_count * BLOCK_BYTES
+                return self._add_volume(name, lambda: self.engine.add_sparse_volume(name, size_bytes), BLOCK_BYTES)
+            except BaseException:
+                if name not in {volume["name"] for volume in self.engine.volumes()}:
+                    del self._fabric[name]
+                    self._arrays.forget(self.row.name, name)
+                raise
+
+    def _fabric_disk(self, name: str, of: FabricVolume) -> Lun:
+        """The LUN behind a volume with foreign production; the change map lies beside the journal."""
+        target = self._arrays.target(of.array, of.target)
+        map_path = str(self.directory / f"{name}.changes")
+        disk = self.engine.fabric_lun(name, target, of.lun, of.identity, of.reads_zeros, map_path)
+        self._fabric_disks[name] = (target, disk)
+        return disk
+
+    def _let_go(self, name: str | None = None) -> None:
+        """Ends the following of one volume's production, or of all, in order: what was captured is safe, what differs is marked."""
+        for of_name in [name] if name else list(self._fabric_disks):
+            found = self._fabric_disks.pop(of_name, None)
+            if found is None:
+                continue
+            try:
+                found[1].close()
+            except NativeError as error:
+                # Nothing is lost: what may differ stays marked, and is compared when the volume is opened again.
+                _log.info("a split did not close cleanly", volume=f"{self.row.name}/{of_name}", reason=error.message)
+
+    def _fabric_status(self, name: str) -> Fabric | None:
+        of, found = self._fabric.get(name), self._fabric_disks.get(name)
+        if of is None or found is None:
+            return None
+        target, disk = found
+        split = disk.split()
+        return Fabric(
+            array=of.array,
+            target=of.target,
+            lun=of.lun,
+            identity=of.identity,
+            state=split["state"],
+            reason=split["reason"],
+            lag_bytes=split["lag_bytes"],
+            since=show_time(split["since_ns"]) if split["since_ns"] else None,
+            resync_total_bytes=split["resync_total_bytes"],
+            paths=[FabricPath(**link) for link in target.links()],
+        )
+
     def _add_volume(self, name: str, add: Callable[[], VolumeDict], physical_block_bytes: int) -> Volume:
         with self._lock:
             volume = add()
@@ -348,6 +413,7 @@ class Group:
                 )
             path = f"{self.row.name}/{name}"
             disk = self._exports.remove_disk(path)
+            self._let_go(name)
             try:
                 self.engine.remove_volume(name, delete_base)
             except NativeError:
@@ -355,6 +421,9 @@ class Group:
                     self._export_volume(name)
                 raise
             self._luns.pop(name, None)
+            if self._fabric.pop(name, None):
+                (self.directory / f"{name}.changes").unlink(missing_ok=True)
+                self._arrays.forget(self.row.name, name)
             self._access.forget_disk(path)
             self._exports.forget(disk)
             self._catalogue.remove_export(self.row.name, name)
@@ -477,8 +546,14 @@ class Group:
 
     def _export_volume(self, name: str) -> None:
         export = self._luns[name]
-        attached = name in self._splitters
-        disk = self._splitters.disk(name) if attached else self.engine.volume_lun(name, export.physical_block_bytes)
+        of = self._fabric.get(name)
+        disk: Lun | None
+        if of:
+            disk = self._fabric_disk(name, of)
+        elif name in self._splitters:
+            disk = self._splitters.disk(name)
+        else:
+            disk = self.engine.volume_lun(name, export.physical_block_bytes)
         if disk is None:
             # Hosts find no such LUN rather than one that is not what they had.
             return

@@ -44,6 +44,11 @@ def check_host(name: str) -> str:
     return _check("host", name, _NAME, NAME_RULE)
 
 
+def check_array(name: str) -> str:
+    """The name, if an array may have it."""
+    return _check("array", name, _NAME, NAME_RULE)
+
+
 def check_initiator(name: str) -> str:
     """An initiator's iSCSI name in its normal form, which is lower case (RFC 7143 4.2.7.2)."""
     normal = name.strip().lower()

@@ -48,6 +48,33 @@ class Disk(BaseModel):
     nbd_url: str | None
 
 
+class FabricPath(BaseModel):
+    """A host's session with an array, by way of Playhead."""
+
+    initiator: str = Field(description="The name it is logged in under")
+    state: str = Field(description="up; connecting, logging-in or waiting while it is not")
+    portal: str | None
+    reason: str | None = Field(description="Why it is not up")
+    sessions: int = Field(description="Logins so far: more than one after the array was lost")
+
+
+class Fabric(BaseModel):
+    """Production on a LUN of another array, and how the volume follows it."""
+
+    array: str
+    target: str
+    lun: int
+    identity: Literal["own", "new"] = Field(description="own: hosts find the array's names; new: the volume's")
+    state: str = Field(
+        description="synchronised; initialising, resynchronising, tracking, stopped or production-lost while it is not"
+    )
+    reason: str | None
+    lag_bytes: int = Field(description="Bytes of production that may differ from the volume")
+    since: str | None = Field(description="Since when they do")
+    resync_total_bytes: int
+    paths: list[FabricPath]
+
+
 class Splitter(BaseModel):
     """How a volume stands to its production, which lives elsewhere."""
 
@@ -75,7 +102,43 @@ class Volume(Disk):
         description="What hosts are told is a physical block: 512, their own block, or 4096"
     )
     created_lsn: int
+    fabric: Fabric | None = Field(default=None, description="Production on another array; null: it is here")
     splitter: Splitter | None = Field(description="Null: Playhead is the array, and production is the volume itself")
+
+
+class ArrayLun(BaseModel):
+    """A LUN of an array, as Playhead itself is shown it."""
+
+    number: int
+    vendor: str
+    product: str
+    size_bytes: int
+    block_bytes: int
+    is_disk: bool
+    names: list[str] = Field(description="Its own names (VPD page 83h), in hexadecimal")
+    volume: str | None = Field(description="The volume whose production it is")
+
+
+class ArrayTarget(BaseModel):
+    """A target of an array."""
+
+    iqn: str
+    portals: list[str]
+    luns: list[ArrayLun]
+    reason: str | None = Field(description="Why its LUNs are not known")
+
+
+class Array(BaseModel):
+    """Other storage whose LUNs can be protected. Secrets are never shown."""
+
+    name: str
+    portals: list[str]
+    initiator: str = Field(description="As whom Playhead itself logs in: the array must show it the LUNs")
+    names: Literal["host", "own"] = Field(description="Under whose names hosts' sessions log in")
+    digests: bool
+    chap_user: str | None
+    mutual_user: str | None
+    volumes: list[str] = Field(description="Those with production there")
 
 
 class Image(BaseModel):

@@ -6,8 +6,9 @@ import random
 
 import pytest
 from tests.appliance import Appliance
-from tests.initiator import cdb, pdu
-from tests.initiator.session import LoginError, Session
+
+from playhead.lab import cdb, pdu
+from playhead.lab.session import LoginError, Session
 
 BLOCK = cdb.BLOCK_BYTES
 

@@ -14,7 +14,8 @@ from pathlib import Path
 from tests.appliance import Appliance
 from tests.mover.lab import Lab, cases
 from tests.mover.report import table
-from tests.mover.settings import MIB
+
+from playhead.lab.settings import MIB
 
 PAGE = Path(__file__).with_name("page.md")
 TARGET = Path(__file__).parents[2] / "docs" / "data-mover.md"

@@ -8,22 +8,17 @@ from dataclasses import dataclass
 
 import httpx
 from tests.appliance import Appliance
-from tests.initiator import cdb
-from tests.initiator.cdb import BLOCK_BYTES
-from tests.initiator.session import Session, Wire
-from tests.mover import content, vmfs
-from tests.mover.datamover import DataMover, pieces
-from tests.mover.device import Claim, Device, Primitive
-from tests.mover.settings import MIB, HostSettings
+
+from playhead.lab import content
+from playhead.lab.advertised import Primitive
+from playhead.lab.cdb import BLOCK_BYTES
+from playhead.lab.device import Claim, Device
+from playhead.lab.operations import GUARD_BLOCKS, SWITCHED_OFF, Places, prepare, read, write
+from playhead.lab.session import Session, Wire
+from playhead.lab.settings import MIB, HostSettings
 
 HOSTS = ("iqn.1998-01.com.example:host-a", "iqn.1998-01.com.example:host-b")
 LOOKER = "iqn.1998-01.com.example:looker"
-GUARD_BLOCKS = MIB // BLOCK_BYTES
-"""On both sides of what an operation is about; nothing may touch it."""
-GUARD = b"\xa5"
-LOCK_ROUNDS = 40
-UNALIGNED_BLOCKS = 24
-"""What is reclaimed begins and ends this far from a whole MiB."""
 
 
 @dataclass(frozen=True)
@@ -60,12 +55,6 @@ class Measured:
     """They are what they should be."""
 
 
-SWITCHED_OFF = {
-    Primitive.XCOPY: HostSettings(hardware_accelerated_move=False),
-    Primitive.WRITE_SAME: HostSettings(hardware_accelerated_init=False),
-    Primitive.ATS: HostSettings(hardware_accelerated_locking=False),
-    Primitive.UNMAP: HostSettings(enable_block_delete=False),
-}
 OPERATIONS = {
     "clone": Primitive.XCOPY,
     "clone, other group": Primitive.XCOPY,
@@ -107,7 +96,7 @@ class Lab:
         self.other_host = self._device(HOSTS[1], "prod/target")
         self.looker = {path: self._device(LOOKER, path) for path in ("prod/source", "prod/target", "other/target")}
         self.content = content.real(region_bytes)
-        self._write(self.looker["prod/source"], GUARD_BLOCKS, self.content)
+        write(self.looker["prod/source"], GUARD_BLOCKS, self.content)
 
     def _device(self, initiator: str, path: str) -> Device:
         disk = self.appliance.disk(path)
@@ -133,26 +122,6 @@ class Lab:
         answer = httpx.patch(f"http://{self.appliance.addresses['api']}/api/v1/policy", json=body, timeout=30)
         assert answer.is_success, answer.text
 
-    # Blocks.
-
-    @staticmethod
-    def _write(device: Device, lba: int, data: bytes) -> None:
-        for offset, blocks in pieces(len(data) // BLOCK_BYTES, GUARD_BLOCKS):
-            part = data[offset * BLOCK_BYTES : (offset + blocks) * BLOCK_BYTES]
-            device.must(cdb.write_16(lba + offset, blocks), data=part)
-
-    def _read(self, path: str) -> bytes:
-        device, count = self.looker[path], self.region_blocks + 2 * GUARD_BLOCKS
-        parts = [
-            device.must(cdb.read_16(offset, blocks), read_bytes=blocks * BLOCK_BYTES)
-            for offset, blocks in pieces(count, GUARD_BLOCKS)
-        ]
-        return b"".join(parts)
-
-    def _fill(self, path: str) -> None:
-        """What lies on the target before a case: the same everywhere, and nothing that any case makes."""
-        self._write(self.looker[path], 0, GUARD * ((self.region_blocks + 2 * GUARD_BLOCKS) * BLOCK_BYTES))
-
     # Cases.
 
     def _place(self, case: Case) -> tuple[str, Device]:
@@ -163,12 +132,13 @@ class Lab:
     def prepare(self, case: Case) -> tuple[Callable[[], object], bytes]:
         """Fills the LUN; what is then to be done, and the blocks that must come of it."""
         path, device = self._place(case)
-        self._fill(path)
-        return self._work(case, device)
+        places = Places(self.source, device, self.other_host, self.content)
+        work = prepare(case.primitive, case.settings, places, self.looker[path])
+        return work.do, work.wanted if case.offloaded else work.wanted_untaken
 
     def look(self, case: Case) -> bytes:
         """The blocks there are, guards included."""
-        return self._read(self._place(case)[0])
+        return read(self.looker[self._place(case)[0]], 0, self.region_blocks + 2 * GUARD_BLOCKS)
 
     def run(self, case: Case) -> Measured:
         """Runs one case and looks at what it left."""
@@ -199,41 +169,3 @@ class Lab:
             content=content.digest(found),
             right=found == wanted,
         )
-
-    def _work(self, case: Case, device: Device) -> tuple[Callable[[], object], bytes]:
-        """What is to be done, and the blocks that must come of it."""
-        guard = GUARD * (GUARD_BLOCKS * BLOCK_BYTES)
-        mover, start, count = DataMover(case.settings), GUARD_BLOCKS, self.region_blocks
-        if case.primitive is Primitive.XCOPY:
-            return (
-                lambda: mover.clone(self.source, device, source_lba=start, lba=start, count=count),
-                guard + self.content + guard,
-            )
-        if case.primitive is Primitive.WRITE_SAME:
-            return lambda: mover.zero(device, lba=start, count=count), guard + bytes(count * BLOCK_BYTES) + guard
-        if case.primitive is Primitive.UNMAP:
-            free_lba, free = start + UNALIGNED_BLOCKS, count - 2 * UNALIGNED_BLOCKS
-            # What is not in use may hold anything; here it is the old data, or zeros if the array took whole MiBs.
-            taken = bytes((count - 2 * GUARD_BLOCKS) * BLOCK_BYTES) if case.offloaded else b""
-            rest = GUARD * ((count - len(taken) // BLOCK_BYTES) // 2 * BLOCK_BYTES)
-            return lambda: mover.reclaim(device, lba=free_lba, count=free), guard + rest + taken + rest + guard
-        return self._locking(mover, device)
-
-    def _locking(self, mover: DataMover, device: Device) -> tuple[Callable[[], object], bytes]:
-        hosts = [vmfs.Host(1, mover, device, GUARD_BLOCKS), vmfs.Host(2, mover, self.other_host, GUARD_BLOCKS)]
-        hosts[0].format()
-
-        def work() -> None:
-            for round_ in range(LOCK_ROUNDS):
-                holder, other = hosts[round_ % 2], hosts[1 - round_ % 2]
-                assert holder.acquire(), "a free lock was refused"
-                assert not other.acquire(), "two hosts hold the lock"
-                assert not other.steal(round_), "two hosts hold the lock"
-                holder.heartbeat()
-                holder.release()
-
-        beats = LOCK_ROUNDS // 2
-        sectors = vmfs.record(vmfs.FREE, LOCK_ROUNDS) + vmfs.pulse(1, beats) + vmfs.pulse(2, beats)
-        guard = GUARD * (GUARD_BLOCKS * BLOCK_BYTES)
-        rest = GUARD * (self.region_blocks * BLOCK_BYTES - len(sectors))
-        return work, guard + sectors + rest + guard

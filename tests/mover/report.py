@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from tests.mover.device import Claim
 from tests.mover.lab import Measured
-from tests.mover.settings import KIB, MIB
+
+from playhead.lab.device import Claim
+from playhead.lab.settings import KIB, MIB
 
 HEAD = ("operation", "host", "policy", "done by", "time", "commands", "on the wire", "records", "journal", "blocks")
 

@@ -6,10 +6,12 @@ from collections.abc import Iterator
 
 import pytest
 from tests.appliance import Appliance
-from tests.mover.device import Claim, Primitive
 from tests.mover.lab import OPERATIONS, Lab, cases
 from tests.mover.report import table
-from tests.mover.settings import MIB
+
+from playhead.lab.advertised import Primitive
+from playhead.lab.device import Claim
+from playhead.lab.settings import MIB
 
 REGION_BYTES = 32 * MIB
 

@@ -8,8 +8,8 @@ import time
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 
-from tests.initiator import pdu
-from tests.initiator.session import Answer, EndedError, LoginError, Session
+from playhead.lab import pdu
+from playhead.lab.session import Answer, EndedError, LoginError, Session
 
 ANSWER_TIMEOUT_S = 30.0
 """Whoever has heard nothing for so long has found a hang."""

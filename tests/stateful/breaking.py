@@ -8,11 +8,12 @@ import contextlib
 import socket
 import struct
 
-from tests.initiator import cdb, pdu
-from tests.initiator.cdb import BLOCK_BYTES
-from tests.initiator.session import EndedError, Session
 from tests.stateful.attacker import Attacker, settle
 from tests.stateful.commands import some
+
+from playhead.lab import cdb, pdu
+from playhead.lab.cdb import BLOCK_BYTES
+from playhead.lab.session import EndedError, Session
 
 COMMANDS_MAX = 24
 REGISTER_AND_IGNORE, CLEAR = 6, 3

@@ -6,9 +6,10 @@ import random
 import struct
 from dataclasses import dataclass
 
-from tests.initiator import cdb
-from tests.initiator.cdb import BLOCK_BYTES, Segment
 from tests.stateful.attacker import Attacker
+
+from playhead.lab import cdb
+from playhead.lab.cdb import BLOCK_BYTES, Segment
 
 COUNTS = (0, 1, 2, 8, 64, 255)
 OPCODES = bytes.fromhex(

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-from tests.initiator import pdu
-from tests.initiator.session import Chap, EndedError, LoginError, Session, UntrustedError
 from tests.stateful.attacker import ANSWER_TIMEOUT_S, Attacker, settle
 from tests.stateful.commands import some
+
+from playhead.lab import pdu
+from playhead.lab.chap import Chap
+from playhead.lab.session import EndedError, LoginError, ProtocolError, Session, UntrustedError
 
 TEXTS = (
     "AuthMethod=CHAP", "AuthMethod=None", "AuthMethod=KRB5,CHAP,None", "CHAP_A=5", "CHAP_A=6,7", "CHAP_A=x", "CHAP_N=somebody", "CHAP_R=0x00",
@@ -61,7 +63,7 @@ def impostors(by: Attacker) -> None:
             by.ground.address, by.ground.iqn, initiator=by.initiator, chap=chap, timeout_s=ANSWER_TIMEOUT_S
         ) as session:
             settle(session)
-    except (LoginError, UntrustedError, EndedError, KeyError):
+    except (LoginError, UntrustedError, EndedError, ProtocolError):
         by.count("login refused")
 
 

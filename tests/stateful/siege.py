@@ -11,11 +11,12 @@ from pathlib import Path
 
 import httpx
 from tests.appliance import Appliance, wait_until
-from tests.initiator import cdb
-from tests.initiator.session import Session
 from tests.stateful import breaking, logins
 from tests.stateful.attacker import Attacker, Forbidden, Ground
 from tests.stateful.witness import CHAP, INITIATOR, Witness
+
+from playhead.lab import cdb
+from playhead.lab.session import Session
 
 MIB = 1 << 20
 ATTACKERS = 4

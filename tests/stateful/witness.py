@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import random
 
-from tests.initiator import cdb
-from tests.initiator.cdb import BLOCK_BYTES
-from tests.initiator.session import Chap, Session
+from playhead.lab import cdb
+from playhead.lab.cdb import BLOCK_BYTES
+from playhead.lab.chap import Chap
+from playhead.lab.session import Session
 
 CHUNK_BLOCKS = 64
 UNDER_WAY = 8

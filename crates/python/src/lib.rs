@@ -5,10 +5,12 @@
 
 use pyo3::prelude::*;
 
+mod array;
 mod error;
 mod group;
 mod iscsi;
 mod journal;
+mod lab;
 mod log;
 mod lun;
 mod nbd;
@@ -26,9 +28,11 @@ fn _native(module: &Bound<'_, PyModule>) -> PyResult<()> {
     module.add("NativeError", module.py().get_type::<error::NativeError>())?;
     module.add_class::<group::Group>()?;
     module.add_class::<lun::Lun>()?;
+    module.add_class::<array::Array>()?;
     module.add_class::<splitter::HostSplitter>()?;
     module.add_class::<iscsi::IscsiServer>()?;
     module.add_class::<nbd::NbdServer>()?;
+    module.add_class::<lab::LabArray>()?;
     module.add_function(wrap_pyfunction!(journal::dump, module)?)?;
     module.add_function(wrap_pyfunction!(journal::verify, module)?)?;
     module.add_function(wrap_pyfunction!(log::log_to_stderr, module)?)?;

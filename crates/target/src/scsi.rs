@@ -29,4 +29,5 @@ pub use policy::{Offload, OffloadCount, Offloads, Policy, Rule};
 pub use reach::{Nowhere, Reach, Reached};
 pub(crate) use report::PORTAL_GROUP;
 pub use report::{execute_without_unit, report_luns};
+pub(crate) use unit::naa_of;
 pub use unit::{sense_of_read, sense_of_write, Done, LogicalUnit, Refusal};

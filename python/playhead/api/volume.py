@@ -12,22 +12,35 @@ from playhead.resources import Volume
 router = APIRouter(tags=["volume"])
 
 
+class FabricSource(BaseModel):
+    """A LUN of an array."""
+
+    model_config = ConfigDict(extra="forbid")
+    array: str
+    target: str = Field(max_length=230)
+    lun: int = Field(ge=0, le=16383)
+    identity: Literal["own", "new"] = Field(
+        default="own", description="own: hosts find the disk under the array's names; new: under the volume's"
+    )
+
+
 class VolumeCreate(BaseModel):
-    """A new volume: either sparse, of a size, or adopted, from a path on the appliance."""
+    """A new volume: sparse, of a size; or adopted, from a path on the appliance; or following a LUN of another array."""
 
     model_config = ConfigDict(extra="forbid")
     name: str
     size_bytes: int | None = Field(default=None, description="Of a sparse volume: a multiple of 512, up to 64 TiB")
     adopt_path: str | None = Field(default=None, description="A raw image or block device to take over in place")
+    fabric: FabricSource | None = Field(default=None, description="Production stays on another array")
 
     physical_block_bytes: Literal[512, 4096] = Field(
         default=4096, description="What hosts are told is a physical block; 512 for those that want blocks to be native"
     )
 
     @model_validator(mode="after")
-    def _one_of_both(self) -> Self:
-        if (self.size_bytes is None) == (self.adopt_path is None):
-            raise ValueError("give exactly one of size_bytes and adopt_path")
+    def _one_of_all(self) -> Self:
+        if sum(given is not None for given in (self.size_bytes, self.adopt_path, self.fabric)) != 1:
+            raise ValueError("give exactly one of size_bytes, adopt_path and fabric")
         return self
 
 
@@ -52,8 +65,11 @@ def list_volumes(group: TheGroup) -> list[Volume]:
 
 
 @router.post("/groups/{group}/volumes", status_code=201)
-def create_volume(body: VolumeCreate, group: TheGroup) -> Volume:
+def create_volume(body: VolumeCreate, group: TheGroup, appliance: TheAppliance) -> Volume:
     """Adds a volume and exports it."""
+    if body.fabric is not None:
+        fabric = body.fabric
+        return appliance.protect_lun(group, body.name, fabric.array, fabric.target, fabric.lun, fabric.identity)
     if body.adopt_path is not None:
         return group.adopt_volume(body.name, body.adopt_path, body.physical_block_bytes)
     return group.create_volume(body.name, body.size_bytes or 0, body.physical_block_bytes)

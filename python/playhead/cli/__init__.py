@@ -25,8 +25,10 @@ NOUNS = {
     "journal": "Journals: show, dump, verify, trim.",
     "target": "What hosts see: list, sessions, redirect, discovery-chap.",
     "host": "Hosts: create, list, show, delete, add-initiator, remove-initiator, chap, map, unmap.",
+    "array": "Other arrays whose LUNs are protected: add, list, show, remove.",
     "policy": "Offload policy (VAAI, ODX): show, set, reset.",
     "job": "Long work: list, show, cancel.",
+    "lab": "The interoperability laboratory: probe, vaai.",
 }
 
 

@@ -61,7 +61,7 @@ def chap_body(
 
 def _secret(path: str | None, prompt: str) -> str:
     if path is not None and path != "-":
-        return _from_file(Path(path))
+        return from_file(Path(path))
     if path is None and sys.stdin.isatty():
         return str(click.prompt(prompt, hide_input=True, confirmation_prompt=True, err=True))
     line = sys.stdin.readline(MAX_BYTES).rstrip("\r\n")
@@ -70,7 +70,8 @@ def _secret(path: str | None, prompt: str) -> str:
     return line
 
 
-def _from_file(path: Path) -> str:
+def from_file(path: Path) -> str:
+    """The secret in a file that its owner alone can read."""
     try:
         with path.open("rb") as file:
             mode = path.stat().st_mode

@@ -47,14 +47,50 @@ def command() -> None:
 
 @command.command("create")
 @object_argument("volume")
-@click.option("--size", "size_text", required=True, metavar="SIZE", help="Like 10G or 64T, or bytes; up to 64 TiB.")
+@click.option("--size", "size_text", metavar="SIZE", help="Like 10G or 64T, or bytes; up to 64 TiB.")
+@click.option("--array", metavar="NAME", help="Production stays on this array (`playhead array add`).")
+@click.option("--target", metavar="IQN", help="The array's target.")
+@click.option("--lun", type=click.IntRange(0, 16383), help="The LUN of that target.")
+@click.option(
+    "--identity",
+    type=click.Choice(["own", "new"]),
+    default="own",
+    show_default=True,
+    help="Of an array's LUN: whether hosts find it under its own names, or as a new disk.",
+)
 @physical_block_option
 @output_option
 @click.pass_obj
-def create(cli: Cli, which: tuple[str, str], size_text: str, physical_block: str, as_json: bool) -> None:
-    """Make a new volume. It reads as zeros and takes no space until written."""
+def create(
+    cli: Cli,
+    which: tuple[str, str],
+    size_text: str | None,
+    array: str | None,
+    target: str | None,
+    lun: int | None,
+    identity: str,
+    physical_block: str,
+    as_json: bool,
+) -> None:
+    """Make a new volume. With --size it reads as zeros and takes no space until written.
+
+    With --array, --target and --lun it follows a LUN of another array: hosts use that through Playhead from now on.
+    """
     group, name = which
-    body = {"name": name, "size_bytes": parse_size(size_text), "physical_block_bytes": int(physical_block)}
+    context = click.get_current_context()
+    if array is not None:
+        if size_text is not None or target is None or lun is None:
+            raise click.UsageError("--array wants --target and --lun, and no --size", context)
+        fabric = {"array": array, "target": target, "lun": lun, "identity": identity}
+        show(cli.post("groups", group, "volumes", body={"name": name, "fabric": fabric}), as_json)
+        return
+    if size_text is None:
+        raise click.UsageError("give --size, or --array, --target and --lun", context)
+    body: dict[str, Any] = {
+        "name": name,
+        "size_bytes": parse_size(size_text),
+        "physical_block_bytes": int(physical_block),
+    }
     show(cli.post("groups", group, "volumes", body=body), as_json)
 
 
@@ -169,9 +205,27 @@ def show(volume: dict[str, Any], as_json: bool) -> None:
             ("base", volume["base"]),
             ("adopted", volume["adopted"]),
             ("uuid", volume["uuid"]),
+            *_fabric_fields(volume["fabric"]),
             *splitter_fields(volume["splitter"]),
         ]
     )
+
+
+def _fabric_fields(fabric: dict[str, Any] | None) -> list[tuple[str, Any]]:
+    if fabric is None:
+        return []
+    lag = f"{size(fabric['lag_bytes'])} since {fabric['since']}" if fabric["since"] else "none"
+    paths = [
+        f"{path['initiator']} by {path['portal']}: {path['state']}" + (f" ({path['reason']})" if path["reason"] else "")
+        for path in fabric["paths"]
+    ]
+    return [
+        ("production", f"LUN {fabric['lun']} of {fabric['target']} on array {fabric['array']}"),
+        ("identity", fabric["identity"]),
+        ("state", fabric["state"] + (f": {fabric['reason']}" if fabric["reason"] else "")),
+        ("lag", lag),
+        ("paths", paths),
+    ]
 
 
 def splitter_fields(splitter: dict[str, Any] | None) -> list[tuple[str, Any]]:

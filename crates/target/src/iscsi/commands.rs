@@ -70,7 +70,7 @@ pub(super) struct Asked {
 }
 
 impl Asked {
-    fn of(command: &ScsiCommand) -> Asked {
+    pub(super) fn of(command: &ScsiCommand) -> Asked {
         Asked {
             itt: command.itt,
             immediate: command.immediate,
@@ -148,6 +148,10 @@ impl Session {
             self.without_unit(&asked, request);
             return Ok(());
         };
+        if self.is_forwarded(at) {
+            self.fabric_command(at, &asked, request, (data_at, data_len));
+            return Ok(());
+        }
         let command = match Command::parse(&request.cdb) {
             Ok(Command::ReportLuns { select, allocation_bytes }) => {
                 self.report_luns(&asked, select, allocation_bytes);
@@ -221,7 +225,7 @@ impl Session {
         }
     }
 
-    fn check_unsolicited(&self, request: &ScsiCommand, data_len: usize) -> Result<(), Sense> {
+    pub(super) fn check_unsolicited(&self, request: &ScsiCommand, data_len: usize) -> Result<(), Sense> {
         let unsolicited_data_out = request.write && !request.is_final;
         let most = self.parameters.first_burst_bytes.min(request.expected_bytes) as usize;
         if data_len > 0 && (!self.parameters.immediate_data || data_len > most || !request.write)
@@ -453,7 +457,7 @@ impl Session {
         }
     }
 
-    fn report_luns(&mut self, asked: &Asked, select: u8, allocation_bytes: u32) {
+    pub(super) fn report_luns(&mut self, asked: &Asked, select: u8, allocation_bytes: u32) {
         let mut data_in = std::mem::take(&mut self.data_in);
         data_in.clear();
         let numbers = self.views.iter().map(|view| view.number);
@@ -503,6 +507,7 @@ impl Session {
     /// Whether any task is under way on `unit`.
     pub(super) fn has_task_on(&self, unit: &Arc<scsi::LogicalUnit>) -> bool {
         self.transfers.any_on(unit)
+            || self.forwarding.any_on(unit)
             || self
                 .working
                 .values()
@@ -513,6 +518,7 @@ impl Session {
     /// Whether a task of this tag is under way.
     pub(super) fn has_task(&self, itt: u32) -> bool {
         self.transfers.has(itt)
+            || self.forwarding.has(itt)
             || self.working.values().any(|working| working.itt() == itt)
             || self.flushing.values().any(|f| f.endings.iter().any(|e| e.itt == itt))
     }

@@ -8,6 +8,7 @@ use super::{login, Shared};
 use playhead_wire::iscsi::{digest, Frame};
 use rustix::event::{poll, PollFd, PollFlags, Timespec};
 use std::net::{Shutdown, TcpStream};
+use std::os::fd::BorrowedFd;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -41,30 +42,70 @@ pub(super) struct Ready {
     pub(super) writable: bool,
 }
 
+impl Ready {
+    fn of(revents: PollFlags) -> Ready {
+        let broken = revents.intersects(PollFlags::ERR | PollFlags::HUP);
+        Ready {
+            readable: revents.contains(PollFlags::IN) || broken,
+            writable: revents.contains(PollFlags::OUT) || broken,
+        }
+    }
+
+    pub(super) fn is_any(self) -> bool {
+        self.readable || self.writable
+    }
+}
+
+/// A descriptor that is polled with the connection's own.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Other<'a> {
+    pub(super) fd: BorrowedFd<'a>,
+    pub(super) read: bool,
+    pub(super) write: bool,
+}
+
 impl Link {
     /// Waits for the socket (`read`, `write`) or the outbox, at most `timeout`.
     pub(super) fn wait(&self, handle: &Handle, read: bool, write: bool, timeout: Duration) -> Ready {
+        self.wait_with(handle, read, write, timeout, std::iter::empty()).0
+    }
+
+    /// As [`Link::wait`], and for `others`. The second value says, in their order, what is ready of them; it is empty if there is no other.
+    pub(super) fn wait_with<'a>(
+        &self,
+        handle: &Handle,
+        read: bool,
+        write: bool,
+        timeout: Duration,
+        others: impl ExactSizeIterator<Item = Other<'a>>,
+    ) -> (Ready, Vec<Ready>) {
         if !handle.outbox.may_sleep() {
-            return Ready::default();
+            return (Ready::default(), Vec::new());
         }
-        let mut wanted = PollFlags::empty();
-        wanted.set(PollFlags::IN, read);
-        wanted.set(PollFlags::OUT, write);
-        let mut fds = [
-            PollFd::new(&self.socket, wanted),
+        let wanted = |read: bool, write: bool| {
+            let mut wanted = PollFlags::empty();
+            wanted.set(PollFlags::IN, read);
+            wanted.set(PollFlags::OUT, write);
+            wanted
+        };
+        let own = [
+            PollFd::new(&self.socket, wanted(read, write)),
             PollFd::from_borrowed_fd(handle.outbox.bell(), PollFlags::IN),
         ];
         let timeout =
             Timespec { tv_sec: timeout.as_secs().min(3600) as i64, tv_nsec: timeout.subsec_nanos().into() };
         // An error (EINTR) is a wait that brought nothing.
-        let _ = poll(&mut fds, Some(&timeout));
-        let socket = fds[0].revents();
-        handle.outbox.woke(!fds[1].revents().is_empty());
-        let broken = socket.intersects(PollFlags::ERR | PollFlags::HUP);
-        Ready {
-            readable: socket.contains(PollFlags::IN) || broken,
-            writable: socket.contains(PollFlags::OUT) || broken,
+        if others.len() == 0 {
+            let mut fds = own;
+            let _ = poll(&mut fds, Some(&timeout));
+            handle.outbox.woke(!fds[1].revents().is_empty());
+            return (Ready::of(fds[0].revents()), Vec::new());
         }
+        let others = others.map(|other| PollFd::from_borrowed_fd(other.fd, wanted(other.read, other.write)));
+        let mut fds: Vec<PollFd<'_>> = own.into_iter().chain(others).collect();
+        let _ = poll(&mut fds, Some(&timeout));
+        handle.outbox.woke(!fds[1].revents().is_empty());
+        (Ready::of(fds[0].revents()), fds[2..].iter().map(|fd| Ready::of(fd.revents())).collect())
     }
 
     /// Sends until the socket takes no more.

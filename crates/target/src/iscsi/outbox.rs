@@ -16,6 +16,8 @@ pub(super) enum Event {
     Flushed(u64, Result<(), LunError>),
     /// The job of this number is over.
     Worked(u64, JobEnd),
+    /// The extents that the forwarded command of this number waits for may be free.
+    Forward(u64),
     /// The target's units changed.
     UnitsChanged,
     /// End now: the session is reinstated elsewhere, or it was reset away.

@@ -5,6 +5,7 @@ use super::buffers::Progress;
 use super::catalogue::Target;
 use super::commands::Batch;
 use super::connection::{Ended, Link, Ready};
+use super::forward::Forwarding;
 use super::jobs::set_up;
 use super::login::{LoggedIn, MAX_RECV_BYTES};
 use super::manage::Texts;
@@ -62,6 +63,8 @@ pub(super) struct Session {
     pub(super) next_job: u64,
     /// Task management whose answer waits.
     pub(super) managing: Vec<Managing>,
+    /// Commands that arrays execute.
+    pub(super) forwarding: Forwarding,
     pub(super) stream: Option<Stream>,
     pub(super) texts: Texts,
     pub(super) data_in: Vec<u8>,
@@ -119,6 +122,7 @@ impl Session {
             working: HashMap::new(),
             next_job: 0,
             managing: Vec::new(),
+            forwarding: Forwarding::default(),
             stream: None,
             texts: Texts::default(),
             data_in: Vec::new(),
@@ -158,6 +162,7 @@ impl Session {
     /// Receives what is there, executes it, sends the answers.
     fn round(&mut self) -> Result<(), Ended> {
         self.handle_events()?;
+        self.pump_forwarding();
         self.settle_tasks();
         if self.stream.is_some() {
             self.pump_stream()?;
@@ -184,6 +189,7 @@ impl Session {
             }
         }
         self.submit_batch();
+        self.forwarding.links.send();
         self.link.send(&mut self.answers)?;
         if self.closing && self.answers.out.len() == 0 {
             return Err(Ended::Done);
@@ -198,18 +204,19 @@ impl Session {
             return Ok(());
         }
         let (at, due) = self.due();
-        let mut ready = self.wait_until(read, write, at.min(Instant::now() + RELEASE_AFTER));
-        if !ready.readable && !ready.writable && Instant::now() < at {
+        let (mut ready, mut others) = self.wait_until(read, write, at.min(Instant::now() + RELEASE_AFTER));
+        if !ready.is_any() && !others && Instant::now() < at {
+            self.forwarding.links.release();
             self.link.received.release();
             self.answers.out.release();
             self.transfers.release();
             if self.events_wait() {
                 return Ok(());
             }
-            ready = self.wait_until(read, write, at);
+            (ready, others) = self.wait_until(read, write, at);
         }
         // A limit counts only when waiting brought nothing: time spent in the LUN is not the peer's fault.
-        if !ready.readable && !ready.writable && Instant::now() >= at {
+        if !ready.is_any() && !others && Instant::now() >= at {
             return self.fall_due(due);
         }
         if ready.readable {
@@ -225,9 +232,20 @@ impl Session {
         Ok(())
     }
 
-    fn wait_until(&self, read: bool, write: bool, at: Instant) -> Ready {
+    /// Waits for the host's socket, the outbox or an array. The second value: an array is ready.
+    fn wait_until(&mut self, read: bool, write: bool, at: Instant) -> (Ready, bool) {
         let timeout = at.saturating_duration_since(Instant::now());
-        self.link.wait(&self.handle, read, write, timeout)
+        if self.forwarding.links.is_empty() {
+            return (self.link.wait(&self.handle, read, write, timeout), false);
+        }
+        let interest = self.forwarding.links.interest();
+        let others = interest.iter().map(|(_, other)| *other);
+        let (ready, of_others) = self.link.wait_with(&self.handle, read, write, timeout, others);
+        let of_links: Vec<(usize, Ready)> = interest.iter().map(|(at, _)| *at).zip(of_others).collect();
+        for (at, ready) in &of_links {
+            self.forwarding.links.set_ready(*at, ready.readable, ready.writable);
+        }
+        (ready, of_links.iter().any(|(_, ready)| ready.is_any()))
     }
 
     fn events_wait(&mut self) -> bool {
@@ -248,6 +266,7 @@ impl Session {
         let others = [
             (self.stop_at, Due::Done),
             (self.link.sending_since.map(|since| since + limits.stall), Due::Fault("it takes no answers")),
+            (self.forwarding.links.deadline(), Due::Look),
             ((!self.managing.is_empty()).then(|| Instant::now() + LOOK_EVERY), Due::Look),
             (
                 self.link.partial_since.map(|_| self.last_received + limits.stall),
@@ -293,6 +312,7 @@ impl Session {
                 Event::Flushed(number, result) => self.flushed(number, result),
                 Event::Worked(number, end) => self.worked(number, end),
                 Event::UnitsChanged => {}
+                Event::Forward(number) => self.begin_forwarded(number),
                 Event::Close => return Err(Ended::Done),
                 Event::Removed => {
                     self.announce_end();
@@ -384,6 +404,7 @@ impl Session {
     pub(super) fn leave_units(&mut self) {
         self.left = true;
         self.abandon_jobs();
+        self.abandon_forwarded();
         for view in self.views.drain(..) {
             view.unit.detach(&view.nexus);
         }

@@ -22,15 +22,15 @@ const PATIENCE: Duration = Duration::from_secs(10);
 pub(super) const LOOK_EVERY: Duration = Duration::from_millis(1);
 
 /// Task management responses (RFC 7143 11.6.1, RFC 7144 4.2).
-mod outcome {
-    pub(super) const COMPLETE: u8 = 0;
-    pub(super) const NO_TASK: u8 = 1;
-    pub(super) const NO_LUN: u8 = 2;
-    pub(super) const NO_REASSIGNMENT: u8 = 4;
-    pub(super) const NOT_SUPPORTED: u8 = 5;
+pub(super) mod outcome {
+    pub(in crate::iscsi) const COMPLETE: u8 = 0;
+    pub(in crate::iscsi) const NO_TASK: u8 = 1;
+    pub(in crate::iscsi) const NO_LUN: u8 = 2;
+    pub(in crate::iscsi) const NO_REASSIGNMENT: u8 = 4;
+    pub(in crate::iscsi) const NOT_SUPPORTED: u8 = 5;
     /// Yes, to a question.
-    pub(super) const SUCCEEDED: u8 = 7;
-    pub(super) const REJECTED: u8 = 255;
+    pub(in crate::iscsi) const SUCCEEDED: u8 = 7;
+    pub(in crate::iscsi) const REJECTED: u8 = 255;
 }
 
 /// A function whose work is not over.
@@ -46,7 +46,7 @@ pub(super) struct Managing {
 }
 
 /// What is to be answered.
-enum Answer {
+pub(super) enum Answer {
     Now(u8),
     /// COMPLETE, once these jobs are over and nobody changes these units.
     After(Vec<u64>, Vec<Arc<LogicalUnit>>),
@@ -80,18 +80,20 @@ impl Session {
                 None => Answer::Now(outcome::NO_LUN),
                 Some(at) => {
                     let view = self.views[at].clone();
-                    self.on_unit(request.function, &view)
+                    self.on_unit(request.itt, request.function, &view)
                 }
             },
             function::TARGET_WARM_RESET | function::TARGET_COLD_RESET => {
                 let jobs = self.abort_all(|_| true);
                 let units: Vec<_> = self.views.iter().map(|view| Arc::clone(&view.unit)).collect();
                 units.iter().for_each(|unit| unit.reset());
+                self.reset_arrays(request.itt);
                 Answer::After(jobs, units)
             }
             function::I_T_NEXUS_RESET => {
                 let jobs = self.abort_all(|_| true);
                 self.cancel_background();
+                self.forwarding.links.reset();
                 self.lose_nexuses();
                 Answer::After(jobs, Vec::new())
             }
@@ -118,12 +120,15 @@ impl Session {
         Ok(())
     }
 
-    fn on_unit(&mut self, what: u8, view: &View) -> Answer {
+    fn on_unit(&mut self, itt: u32, what: u8, view: &View) -> Answer {
         if what == function::QUERY_TASK_SET {
             let any = self.has_task_on(&view.unit);
             return Answer::Now(if any { outcome::SUCCEEDED } else { outcome::COMPLETE });
         }
         let jobs = self.abort_all(|unit| Arc::ptr_eq(unit, &view.unit));
+        if Session::forwards(view) {
+            return self.manage_array(itt, what, view);
+        }
         match what {
             function::CLEAR_TASK_SET => view.unit.clear_task_set(&view.nexus),
             function::LOGICAL_UNIT_RESET => view.unit.reset(),
@@ -134,6 +139,9 @@ impl Session {
 
     fn abort_task(&mut self, request: &TaskManagement) -> Answer {
         let itt = request.referenced_itt;
+        if let Some(answer) = self.abort_forwarded(request.itt, itt) {
+            return answer;
+        }
         if self.abort_transfer(itt) {
             return Answer::Now(outcome::COMPLETE);
         }
@@ -184,9 +192,11 @@ impl Session {
         }
         for managing in std::mem::take(&mut self.managing) {
             let over = managing.jobs.iter().all(|job| !self.working.contains_key(job))
-                && managing.units.iter().all(|unit| !unit.is_changing());
+                && managing.units.iter().all(|unit| !unit.is_changing())
+                && !self.forwarding.is_managing(managing.itt);
             if over {
-                self.managed(managing.itt, outcome::COMPLETE, managing.cold);
+                let response = self.forwarding.outcome(managing.itt);
+                self.managed(managing.itt, response, managing.cold);
             } else if Instant::now() >= managing.until {
                 log::warn!(
                     "{} of {} ended commands on a LUN, but what they have under way does not come back",

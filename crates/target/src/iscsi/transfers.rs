@@ -27,7 +27,7 @@ struct Transfer {
     view: View,
     command: Command,
     asked: Asked,
-    lun: [u8; 8],
+    request: ScsiCommand,
     /// Bytes the command needs of what was announced.
     wanted: usize,
     buffer: Vec<u8>,
@@ -178,7 +178,7 @@ impl Session {
         let limits = &self.shared.limits;
         let held = &self.shared.held_bytes;
         let in_all = held.fetch_add(wanted, Ordering::Relaxed) + wanted;
-        if self.transfers.bytes + wanted > limits.session_bytes_max
+        if self.transfers.bytes + self.forwarding.held_bytes() + wanted > limits.session_bytes_max
             || in_all > limits.server_bytes_max
             || self.transfers.by_itt.len() >= 2 * limits.tasks_max as usize
         {
@@ -197,7 +197,7 @@ impl Session {
             view,
             command,
             asked: *asked,
-            lun: request.lun,
+            request: *request,
             wanted,
             buffer,
             cursor: data_len,
@@ -228,7 +228,7 @@ impl Session {
             }
             let desired = max_burst.min(transfer.wanted - transfer.next_asked);
             let r2t = Response::R2t {
-                lun: transfer.lun,
+                lun: transfer.request.lun,
                 itt,
                 ttt,
                 r2t_sn: transfer.r2t_sn,
@@ -276,6 +276,10 @@ impl Session {
             // Ended by a reset or by another initiator: no answer (SAM-5 5.6, TAS=0).
             self.answers.finish(transfer.asked.immediate);
             return;
+        }
+        if Session::forwards(view) {
+            let source = Source::Owned(transfer.buffer);
+            return self.forward(&transfer.view, &transfer.request, &transfer.asked, source);
         }
         if let Err(refusal) = view.unit.readmit(&view.nexus, &transfer.command) {
             let unit = Arc::clone(&view.unit);

@@ -210,7 +210,7 @@ impl Nexus {
     }
 
     /// Counts a command that was refused by policy.
-    pub(super) fn rejected(&self, offload: Offload) {
+    pub(crate) fn rejected(&self, offload: Offload) {
         self.counters.rejected(offload);
     }
 

@@ -92,7 +92,7 @@ impl std::fmt::Debug for LogicalUnit {
 
 /// NAA 6 (SPC-4 7.8.5.6.5) under a locally administered company id, 02-50-48: the project has none of the IEEE's. The other
 /// hundred bits are the UUID's first.
-fn naa_of(uuid: &[u8; 16]) -> [u8; 16] {
+pub(crate) fn naa_of(uuid: &[u8; 16]) -> [u8; 16] {
     let mut naa = [0x60, 0x25, 0x04, 0x80, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0];
     naa[3] |= uuid[0] >> 4;
     for i in 0..12 {

@@ -5,22 +5,28 @@ One thread uses a session at a time. Whatever the target sends that is not about
 
 from __future__ import annotations
 
-import hashlib
-import os
 import socket
 import struct
+import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
 from crc32c import crc32c
-from tests.initiator import pdu
-from tests.initiator.pdu import Digests, Header, Received
 
-GOOD, CHECK_CONDITION, CONFLICT, TASK_SET_FULL = 0x00, 0x02, 0x18, 0x28
-HASHES = {"5": hashlib.md5, "6": hashlib.sha1, "7": hashlib.sha256, "8": hashlib.sha3_256}
-"""CHAP algorithms (RFC 7143 12.1.3 and IANA's list)."""
-CHALLENGE_BYTES = 16
+from playhead.errors import PlayheadError
+from playhead.lab import pdu
+from playhead.lab.chap import Chap, ChapError, Proof
+from playhead.lab.pdu import Digests, Header, Received
+
+GOOD, CHECK_CONDITION, BUSY, CONFLICT, TASK_SET_FULL = 0x00, 0x02, 0x08, 0x18, 0x28
 LOGIN_STEPS_MAX = 16
+TEXT_STEPS_MAX = 64
+ATTENTIONS_MAX = 16
+KEPT_MAX = 4096
+"""PDUs about nothing we asked that are kept for whoever waits for them."""
+
+INITIATOR = "iqn.2026-11.io.playhead.lab:initiator"
+"""What it calls itself unless told otherwise."""
 
 ORDINARY: dict[str, str] = {
     "HeaderDigest": "None",
@@ -36,31 +42,50 @@ ORDINARY: dict[str, str] = {
 """Keys offered unless told otherwise."""
 
 
-class EndedError(Exception):
+class SessionError(PlayheadError):
+    """A session that cannot go on. The text names the target."""
+
+
+class EndedError(SessionError):
     """The target hung up."""
 
+    def __init__(self, detail: str) -> None:
+        super().__init__("unreachable", detail, "look at the target's log")
 
-class LoginError(Exception):
-    """The target refused a login."""
 
-    def __init__(self, status: int) -> None:
-        super().__init__(f"login refused with status {status:#06x}")
+class ProtocolError(SessionError):
+    """The target said something that iSCSI does not have there."""
+
+    def __init__(self, detail: str) -> None:
+        super().__init__("io", detail, "report it to whoever makes the target")
+
+
+class LoginError(SessionError):
+    """The target refused a login; `status` is class and detail (RFC 7143 11.13.5)."""
+
+    def __init__(self, status: int, who: str = "the target") -> None:
+        code, why, step = LOGIN_STATUS.get(status, ("unreachable", "it gave no reason we know", "look at its log"))
+        super().__init__(code, f"{who} refused the login with status {status:#06x}: {why}", step)
         self.status = status
 
 
-class UntrustedError(Exception):
+LOGIN_STATUS = {
+    0x0101: ("unreachable", "it has moved for now", "probe it at its new address"),
+    0x0102: ("unreachable", "it has moved", "probe it at its new address"),
+    0x0201: ("unauthorised", "authentication failed", "check user and secret"),
+    0x0202: ("unauthorised", "this initiator is not allowed there", "allow it, or give --initiator"),
+    0x0203: ("not-found", "there is no such target for this initiator", "check the IQN, or give --initiator"),
+    0x0300: ("unreachable", "the target failed", "look at its log"),
+    0x0301: ("unreachable", "it is not available now", "try again later"),
+    0x0302: ("unreachable", "it is out of resources", "try again later"),
+}
+
+
+class UntrustedError(SessionError):
     """The target did not prove who it is (mutual CHAP)."""
 
-
-@dataclass(frozen=True)
-class Chap:
-    """Credentials: ours, and what the target must prove if it is to."""
-
-    name: str
-    secret: str
-    target_name: str | None = None
-    target_secret: str | None = None
-    algorithms: str = "5"
+    def __init__(self, detail: str) -> None:
+        super().__init__("unauthorised", detail, "check the target's user and secret")
 
 
 @dataclass
@@ -95,6 +120,8 @@ class Answer:
         """Sense key, and additional sense code with its qualifier; (0, 0) without sense data."""
         if len(self.sense) < 4:
             return 0, 0
+        if self.sense[0] & 0x7F < 0x72 and len(self.sense) < 14:
+            return self.sense[2] & 0xF, 0
         if self.sense[0] & 0x7F >= 0x72:
             return self.sense[1] & 0xF, self.sense[2] << 8 | self.sense[3]
         return self.sense[2] & 0xF, self.sense[12] << 8 | self.sense[13]
@@ -109,12 +136,13 @@ class Answer:
         return self.status == CHECK_CONDITION and self.key_code[0] == 6
 
 
-class CommandError(Exception):
+class CommandError(PlayheadError):
     """A command ended otherwise than GOOD."""
 
-    def __init__(self, cdb: bytes, answer: Answer) -> None:
+    def __init__(self, cdb: bytes, answer: Answer, who: str = "the target") -> None:
         key, code = answer.key_code
-        super().__init__(f"{cdb.hex()} ended with status {answer.status:#04x}, sense {key:x}/{code:04x}")
+        detail = f"{who}: command {cdb.hex()} ended with status {answer.status:#04x}, sense {key:x}/{code:04x}"
+        super().__init__("io", detail, "look at the target's log")
         self.answer = answer
 
 
@@ -123,6 +151,7 @@ class _Task:
     cdb: bytes
     lun: int
     data_out: bytes
+    read_bytes: int = 0
     data_in: bytearray = field(default_factory=bytearray)
     answer: Answer | None = None
 
@@ -135,16 +164,21 @@ class Session:
         address: str,
         target: str | None,
         *,
-        initiator: str = "iqn.2026-11.org.example:tests",
+        initiator: str = INITIATOR,
         isid: int = 1,
         keys: dict[str, str] | None = None,
         chap: Chap | None = None,
         timeout_s: float = 30.0,
         log_in: bool = True,
     ) -> None:
-        """Connects to `HOST:PORT` and logs in, unless told not to; without `target` it is a discovery session."""
+        """Connects to `HOST:PORT` and logs in, unless told not to; without `target` it is a discovery session. Whatever the target is
+        waited for longer than `timeout_s` raises TimeoutError."""
         host, _, port = address.rpartition(":")
-        self.socket = socket.create_connection((host.strip("[]"), int(port)), timeout=timeout_s)
+        self.who = f"{target or 'discovery'} at {address}"
+        try:
+            self.socket = socket.create_connection((host.strip("[]"), int(port)), timeout=timeout_s)
+        except (OSError, ValueError) as error:
+            raise EndedError(f"nothing answers at {address} ({error})") from error
         self.socket.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         self.wire = Wire()
         self.digests = Digests()
@@ -155,6 +189,7 @@ class Session:
         self.next_itt = 1
         self.parameters: dict[str, str] = {}
         self.target_max_bytes = 8192
+        self.first_burst_bytes = 65536
         self._tasks: dict[int, _Task] = {}
         self._other: list[Received] = []
         self._buffer = bytearray()
@@ -178,30 +213,34 @@ class Session:
         self._stage(pdu.OPERATIONAL, pdu.FULL_FEATURE, [*names, *keys.items()])
         answered = self.parameters
         self.digests = Digests(answered.get("HeaderDigest") == "CRC32C", answered.get("DataDigest") == "CRC32C")
-        self.target_max_bytes = int(answered.get("MaxRecvDataSegmentLength", "8192"))
+        self.target_max_bytes = self._number("MaxRecvDataSegmentLength", 8192)
+        self.first_burst_bytes = self._number("FirstBurstLength", 65536)
+
+    def _number(self, key: str, default: int) -> int:
+        """A length the target answered with (RFC 7143 13: 512 to 2^24 - 1)."""
+        text = self.parameters.get(key, str(default))
+        if text == "Irrelevant":
+            return default
+        if not text.isascii() or not text.isdigit() or not 512 <= int(text) < 1 << 24:
+            raise ProtocolError(f"{self.who} answered {key}={text[:40]!r}")
+        return int(text)
 
     def _prove(self, names: list[tuple[str, str]], chap: Chap) -> None:
         offered = self._stage(pdu.SECURITY, None, [*names, ("AuthMethod", "CHAP,None")])
         if offered.get("AuthMethod") == "None":
+            if chap.target_secret is not None:
+                raise UntrustedError(f"{self.who} was to prove itself and offers no authentication")
             self._stage(pdu.SECURITY, pdu.OPERATIONAL, [])
             return
         asked = self._stage(pdu.SECURITY, None, [("CHAP_A", chap.algorithms)])
-        digest = HASHES[asked["CHAP_A"]]
-
-        def response(identifier: str, secret: str, challenge: bytes) -> str:
-            return "0x" + digest(bytes((int(identifier, 0),)) + secret.encode() + challenge).hexdigest()
-
-        challenge = bytes.fromhex(asked["CHAP_C"][2:])
-        proof = [("CHAP_N", chap.name), ("CHAP_R", response(asked["CHAP_I"], chap.secret, challenge))]
-        ours = os.urandom(CHALLENGE_BYTES)
-        if chap.target_secret is not None:
-            proof += [("CHAP_I", "77"), ("CHAP_C", "0x" + ours.hex())]
-        answered = self._stage(pdu.SECURITY, pdu.OPERATIONAL, proof)
-        if chap.target_secret is not None:
-            right = response("77", chap.target_secret, ours)
-            same = int(answered.get("CHAP_R", "0"), 0) == int(right, 0)
-            if not same or chap.target_name not in (None, answered.get("CHAP_N")):
-                raise UntrustedError(f"the target answered as {answered.get('CHAP_N')!r}")
+        try:
+            proof = Proof(chap, asked)
+            answered = self._stage(pdu.SECURITY, pdu.OPERATIONAL, proof.pairs())
+            proved = proof.is_proved_by(answered)
+        except ChapError as error:
+            raise ProtocolError(f"{self.who}: {error}") from error
+        if not proved:
+            raise UntrustedError(f"{self.who} did not prove who it is; it answered as {answered.get('CHAP_N')!r}")
 
     def _stage(self, stage: int, to: int | None, offer: list[tuple[str, str]]) -> dict[str, str]:
         """One step of a login, from `stage` to `to` if given; the pairs answered."""
@@ -214,18 +253,24 @@ class Session:
             self.raw(pdu.whole(head, pdu.text(offer)))
             got = self.receive()
             if got.header.opcode != pdu.LOGIN_RESPONSE:
-                raise AssertionError(f"a login was answered with opcode {got.header.opcode:#x}")
+                raise ProtocolError(f"{self.who} answered a login with opcode {got.header.opcode:#x}")
             status = int.from_bytes(got.header.raw[36:38], "big")
             if status:
-                raise LoginError(status)
-            answered.update(pdu.pairs(got.data))
+                raise LoginError(status, self.who)
+            answered.update(self._pairs(got.data))
             self.exp_stat_sn = got.header.word(24) + 1
             if to is None or got.header.flags & pdu.FINAL:
                 self.tsih = int.from_bytes(got.header.raw[14:16], "big")
                 self.parameters.update(answered)
                 return answered
             offer = []
-        raise AssertionError("the login does not end")
+        raise ProtocolError(f"{self.who} does not end the login")
+
+    def _pairs(self, data: bytes) -> list[tuple[str, str]]:
+        try:
+            return pdu.pairs(data)
+        except ValueError as error:
+            raise ProtocolError(f"{self.who} sent text that is none") from error
 
     # PDUs.
 
@@ -234,15 +279,17 @@ class Session:
         self.wire.sent_bytes += len(data)
         try:
             self.socket.sendall(data)
-        except (BrokenPipeError, ConnectionResetError) as error:
-            raise EndedError(str(error)) from error
+        except TimeoutError:
+            raise
+        except OSError as error:
+            raise EndedError(f"{self.who} hung up ({error})") from error
 
     def say_no_more(self) -> None:
         """Closes our half of the connection."""
         try:
             self.socket.shutdown(socket.SHUT_WR)
         except OSError as error:
-            raise EndedError(str(error)) from error
+            raise EndedError(f"{self.who} hung up ({error})") from error
 
     def send(self, head: bytes, data: bytes = b"") -> None:
         """Sends a PDU with the digests in force."""
@@ -253,10 +300,12 @@ class Session:
         while len(self._buffer) < count:
             try:
                 some = self.socket.recv(1 << 18)
-            except ConnectionResetError as error:
-                raise EndedError(str(error)) from error
+            except TimeoutError:
+                raise
+            except OSError as error:
+                raise EndedError(f"{self.who} hung up ({error})") from error
             if not some:
-                raise EndedError("the target hung up")
+                raise EndedError(f"{self.who} hung up")
             self.wire.received_bytes += len(some)
             self._buffer += some
 
@@ -264,17 +313,18 @@ class Session:
         """The next PDU, its digests checked. Raises TimeoutError, or EndedError."""
         self._gather(pdu.BHS_BYTES)
         head = Header(bytes(self._buffer[: pdu.BHS_BYTES]))
-        assert head.raw[4] == 0, "additional header segments from a target"
+        if head.raw[4]:
+            raise ProtocolError(f"{self.who} sent additional header segments")
         start = pdu.BHS_BYTES + (4 if self.digests.header else 0)
         end = start + (head.data_bytes + 3 & ~3)
         checked = self.digests.data and head.data_bytes > 0
         total = end + (4 if checked else 0)
         self._gather(total)
         padded = bytes(self._buffer[start:end])
-        if self.digests.header:
-            assert self._buffer[pdu.BHS_BYTES : start] == crc32c(head.raw).to_bytes(4, "little"), "header digest"
-        if checked:
-            assert self._buffer[end:total] == crc32c(padded).to_bytes(4, "little"), "data digest"
+        if self.digests.header and self._buffer[pdu.BHS_BYTES : start] != crc32c(head.raw).to_bytes(4, "little"):
+            raise ProtocolError(f"{self.who} sent a header digest that is wrong")
+        if checked and self._buffer[end:total] != crc32c(padded).to_bytes(4, "little"):
+            raise ProtocolError(f"{self.who} sent a data digest that is wrong")
         del self._buffer[:total]
         if head.opcode != pdu.LOGIN_RESPONSE:
             self.max_cmd_sn = head.word(32)
@@ -293,11 +343,12 @@ class Session:
         immediate: bool = False,
     ) -> int:
         """Sends a command, with the data that may go unasked; its tag. Waits while the window is shut."""
+        end = self._deadline()
         while not immediate and (self.max_cmd_sn - self.cmd_sn) & 0xFFFF_FFFF >= 1 << 31:
-            self._pump()
+            self._pump(end)
         itt = self.next_itt
         self.next_itt = (self.next_itt + 1) % pdu.RESERVED_TAG
-        first = min(len(data), int(self.parameters.get("FirstBurstLength", "65536")))
+        first = min(len(data), self.first_burst_bytes)
         now = min(first, self.target_max_bytes) if self.parameters.get("ImmediateData", "Yes") == "Yes" else 0
         unasked = first if self.parameters.get("InitialR2T", "Yes") == "No" else now
         flags = (0 if unasked > now else pdu.FINAL) | (0x20 if data else 0x40 if read_bytes else 0) | attribute
@@ -309,7 +360,7 @@ class Session:
             words=(len(data) or read_bytes, self.cmd_sn, self.exp_stat_sn),
             tail=cdb,
         )
-        self._tasks[itt] = _Task(cdb, lun, data)
+        self._tasks[itt] = _Task(cdb, lun, data, read_bytes)
         self.wire.commands += 1
         if not immediate:
             self.cmd_sn = (self.cmd_sn + 1) & 0xFFFF_FFFF
@@ -320,8 +371,9 @@ class Session:
 
     def finish(self, itt: int) -> Answer:
         """Waits until a command ends."""
+        end = self._deadline()
         while (answer := self._tasks[itt].answer) is None:
-            self._pump()
+            self._pump(end)
         del self._tasks[itt]
         return answer
 
@@ -331,12 +383,12 @@ class Session:
 
     def must(self, cdb: bytes, *, data: bytes = b"", read_bytes: int = 0, lun: int = 0) -> bytes:
         """Runs a command that has to end in GOOD, past any unit attentions; its data-in."""
-        for _ in range(8):
+        for _ in range(ATTENTIONS_MAX):
             answer = self.execute(cdb, data=data, read_bytes=read_bytes, lun=lun)
             if not answer.attention:
                 break
         if not answer.good:
-            raise CommandError(cdb, answer)
+            raise CommandError(cdb, answer, self.who)
         return answer.data
 
     def ready(self, lun: int = 0) -> None:
@@ -353,8 +405,15 @@ class Session:
             self.send(pdu.header(pdu.DATA_OUT, flags, lun=task.lun, itt=itt, words=words), task.data_out[start:stop])
             start, sequence = stop, sequence + 1
 
-    def _pump(self) -> None:
-        """Takes one PDU and does what it asks for."""
+    def _deadline(self) -> float | None:
+        """When a wait that begins now has lasted too long."""
+        timeout_s = self.socket.gettimeout()
+        return None if timeout_s is None else time.monotonic() + timeout_s
+
+    def _pump(self, end: float | None = None) -> None:
+        """Takes one PDU and does what it asks for. A target that talks of other things until `end` has not answered."""
+        if end is not None and time.monotonic() > end:
+            raise TimeoutError(f"{self.who} did not answer in time")
         got = self.receive()
         head = got.header
         task = self._tasks.get(head.itt)
@@ -363,9 +422,15 @@ class Session:
             self.send(pdu.header(pdu.NOP_OUT | pdu.IMMEDIATE, pdu.FINAL, itt=pdu.RESERVED_TAG, words=words))
         elif task is not None and head.opcode == pdu.R2T:
             offset, wanted = head.word(40), head.word(44)
-            self._data_out(head.itt, head.ttt, offset, min(offset + wanted, len(task.data_out)))
+            if offset + wanted > len(task.data_out):
+                raise ProtocolError(f"{self.who} asks for {offset + wanted} bytes of {len(task.data_out)}")
+            self._data_out(head.itt, head.ttt, offset, offset + wanted)
         elif task is not None and head.opcode == pdu.DATA_IN:
             offset = head.word(40)
+            if offset + len(got.data) > task.read_bytes:
+                raise ProtocolError(
+                    f"{self.who} sends {offset + len(got.data)} bytes where {task.read_bytes} were asked for"
+                )
             if len(task.data_in) < offset + len(got.data):
                 task.data_in.extend(bytes(offset + len(got.data) - len(task.data_in)))
             task.data_in[offset : offset + len(got.data)] = got.data
@@ -374,6 +439,8 @@ class Session:
         elif task is not None and head.opcode == pdu.RESPONSE:
             self._end(task, head, got.data)
         else:
+            if len(self._other) >= KEPT_MAX:
+                raise ProtocolError(f"{self.who} sends PDUs that are about nothing it was asked")
             self._other.append(got)
 
     def _end(self, task: _Task, head: Header, data: bytes) -> None:
@@ -387,11 +454,12 @@ class Session:
 
     def wait_for(self, wanted: Callable[[Received], bool]) -> Received:
         """The next PDU of that kind that is about no command of ours."""
+        end = self._deadline()
         while True:
             for at, got in enumerate(self._other):
                 if wanted(got):
                     return self._other.pop(at)
-            self._pump()
+            self._pump(end)
 
     def _control(
         self, opcode: int, flags: int, answer: int, *, lun: int = 0, words: tuple[int, ...], data: bytes = b""
@@ -401,7 +469,8 @@ class Session:
         self.send(pdu.header(opcode | pdu.IMMEDIATE, flags, lun=lun, itt=itt, words=words), data)
         got = self.wait_for(lambda got: got.header.opcode in (answer, pdu.REJECT))
         self.exp_stat_sn = (got.header.word(24) + 1) & 0xFFFF_FFFF
-        assert got.header.opcode == answer, f"rejected for reason {got.header.raw[2]:#x}"
+        if got.header.opcode != answer:
+            raise ProtocolError(f"{self.who} rejected opcode {opcode:#04x} for reason {got.header.raw[2]:#04x}")
         return got
 
     def task_management(self, function: int, *, lun: int = 0, itt: int = pdu.RESERVED_TAG, ref_cmd_sn: int = 0) -> int:
@@ -413,13 +482,14 @@ class Session:
     def text(self, pairs: list[tuple[str, str]]) -> list[tuple[str, str]]:
         """A text negotiation, to its last answer."""
         offer, ttt, answered = pdu.text(pairs), pdu.RESERVED_TAG, b""
-        while True:
+        for _ in range(TEXT_STEPS_MAX):
             words = (ttt, self.cmd_sn, self.exp_stat_sn)
             got = self._control(pdu.TEXT, pdu.FINAL, pdu.TEXT_RESPONSE, words=words, data=offer)
             answered += got.data
             if got.header.flags & pdu.FINAL:
-                return pdu.pairs(answered)
+                return self._pairs(answered)
             offer, ttt = b"", got.header.ttt
+        raise ProtocolError(f"{self.who} does not end the text")
 
     def ping(self, data: bytes = b"") -> bytes:
         """NOP-Out; what came back."""

@@ -4,12 +4,20 @@ from __future__ import annotations
 
 import struct
 
-from tests.initiator import cdb
-from tests.initiator.cdb import BLOCK_BYTES
-from tests.mover.datamover import DataMover
-from tests.mover.device import Device
+from playhead.errors import PlayheadError
+from playhead.lab import cdb
+from playhead.lab.cdb import BLOCK_BYTES
+from playhead.lab.datamover import DataMover
+from playhead.lab.device import Device
 
 FREE = 0
+
+
+class LostError(PlayheadError):
+    """What a host held is not what it was: locking does not exclude."""
+
+    def __init__(self, detail: str) -> None:
+        super().__init__("io", detail, "switch the target's ats off")
 
 
 def record(owner: int, generation: int) -> bytes:
@@ -37,7 +45,8 @@ class Host:
     def _lock(self) -> tuple[int, int]:
         sector = self.device.must(cdb.read_16(self.lba, 1), read_bytes=BLOCK_BYTES)
         magic, owner, generation = struct.unpack_from(">4sIQ", sector)
-        assert magic == b"LOCK"
+        if magic != b"LOCK":
+            raise LostError(f"{self.device.who}: there is no lock record at LBA {self.lba}")
         return owner, generation
 
     def acquire(self) -> bool:
@@ -56,12 +65,15 @@ class Host:
     def heartbeat(self) -> None:
         """Says that this host lives."""
         old, new = pulse(self.number, self.beat), pulse(self.number, self.beat + 1)
-        assert self.mover.swap(self.device, lba=self.lba + self.number, old=old, new=new), "the heartbeat was lost"
+        if not self.mover.swap(self.device, lba=self.lba + self.number, old=old, new=new):
+            raise LostError(f"{self.device.who}: host {self.number} has lost its heartbeat")
         self.beat += 1
 
     def release(self) -> None:
         """Gives the lock back."""
         owner, generation = self._lock()
-        assert owner == self.number, f"host {self.number} held the lock that is {owner}'s"
         free = record(FREE, generation)
-        assert self.mover.swap(self.device, lba=self.lba, old=record(owner, generation), new=free)
+        if owner != self.number or not self.mover.swap(
+            self.device, lba=self.lba, old=record(owner, generation), new=free
+        ):
+            raise LostError(f"{self.device.who}: host {self.number} held the lock that is {owner}'s")

@@ -7,11 +7,13 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from tests.initiator import cdb
-from tests.initiator.cdb import BLOCK_BYTES, Segment
-from tests.initiator.session import CONFLICT, CommandError
-from tests.mover.device import Claim, Device, Primitive
-from tests.mover.settings import KIB, MIB, HostSettings
+from playhead.errors import PlayheadError
+from playhead.lab import cdb
+from playhead.lab.advertised import Primitive
+from playhead.lab.cdb import BLOCK_BYTES, Segment
+from playhead.lab.device import Claim, Device
+from playhead.lab.session import CONFLICT, CommandError
+from playhead.lab.settings import KIB, MIB, HostSettings
 
 IO_BLOCKS = MIB // BLOCK_BYTES
 """Of a plain read or write; VMFS moves whole blocks of a MiB."""
@@ -105,5 +107,5 @@ class DataMover:
             if answer.good:
                 return
             if answer.status != CONFLICT:
-                raise CommandError(cdb.reserve_6(), answer)
-        raise AssertionError("the device stays reserved for another host")
+                raise CommandError(cdb.reserve_6(), answer, device.session.who)
+        raise PlayheadError("busy", f"{device.session.who} stays reserved for another host", "release it there")

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 BLOCK_BYTES = 512
+"""Of a logical block, unless a function is told otherwise."""
 
 
 def inquiry(page: int | None = None, allocation_bytes: int = 1024) -> bytes:
@@ -26,6 +27,7 @@ def write_16(lba: int, count: int, *, fua: bool = False) -> bytes:
 
 
 def synchronize_cache() -> bytes:
+    """Of the whole medium."""
     return struct.pack(">BBIBHB", 0x35, 0, 0, 0, 0, 0)
 
 
@@ -91,11 +93,15 @@ class OffsetSegment:
 
 
 def extended_copy(
-    designators: list[bytes], segments: Sequence[Segment | OffsetSegment], *, list_id: int = 1
+    designators: list[bytes],
+    segments: Sequence[Segment | OffsetSegment],
+    *,
+    list_id: int = 1,
+    block_bytes: int = BLOCK_BYTES,
 ) -> tuple[bytes, bytes]:
-    """EXTENDED COPY(LID1) and its list, with identification descriptors E4 of NAA names (SPC-4 6.4)."""
+    """EXTENDED COPY(LID1) and its list, with identification descriptors E4 of NAA names of 8 or 16 bytes (SPC-4 6.4)."""
     targets = b"".join(
-        b"\xe4\0\0\0" + b"\x01\x03\0\x10" + naa + bytes(4) + b"\0" + BLOCK_BYTES.to_bytes(3, "big")
+        b"\xe4\0\0\0" + bytes((1, 3, 0, len(naa))) + naa.ljust(20, b"\0") + b"\0" + block_bytes.to_bytes(3, "big")
         for naa in designators
     )
     moves = b"".join(segment.emit() for segment in segments)
@@ -126,12 +132,16 @@ def receive_rod_token(list_id: int, allocation_bytes: int = 2048) -> bytes:
 
 
 def rod_token_of(answer: bytes) -> bytes:
-    """The token of 512 bytes in the answer to RECEIVE ROD TOKEN INFORMATION."""
+    """The token of 512 bytes in the answer to RECEIVE ROD TOKEN INFORMATION. Raises ValueError if there is none."""
+    if len(answer) < 32:
+        raise ValueError(f"the answer has {len(answer)} bytes")
     sense_bytes = answer[14]
     at = 32 + sense_bytes
     length = int.from_bytes(answer[at : at + 4], "big")
     if length != 2 + 512:
         raise ValueError(f"the ROD token descriptors are {length} bytes, not one token's 514")
+    if len(answer) < at + 518:
+        raise ValueError("the token is cut short")
     return answer[at + 6 : at + 518]
 
 

@@ -1,0 +1,240 @@
+//! What becomes of each operation code on its way to the array.
+//!
+//! The rule of the house: what is not known to change nothing, and cannot be captured, is refused as a device without it would refuse it
+//! (05/20/00), so that hosts fall back. There is no third way.
+//!
+//! Copies (EXTENDED COPY, tokens) are refused for now, whatever the policy says: hosts then copy by reads and writes, which are split.
+
+use crate::scsi::{Offload, Offloads};
+use playhead_wire::scsi::{Command, Sense};
+
+/// Most bytes that one command reads or writes: 32 MiB, so that one command's data fits a session's budget.
+pub const TRANSFER_BYTES_MAX: u32 = 32 << 20;
+
+/// An answer of the array that is looked over before the host gets it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Edit {
+    /// Standard INQUIRY data.
+    Inquiry,
+    /// A vital product data page.
+    Page(u8),
+    /// READ CAPACITY(16).
+    Capacity,
+    /// REPORT SUPPORTED OPERATION CODES; the list, or what is said of one code.
+    Opcodes {
+        /// Reporting options (SPC-4 6.30).
+        options: u8,
+        /// The code asked for.
+        code: u8,
+        /// The service action asked for.
+        service_action: u16,
+    },
+}
+
+/// What becomes of a command.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Plan {
+    /// It changes no block: forwarded as it is, the answer too.
+    Pass,
+    /// Forwarded; the answer is looked over.
+    Edit(Edit),
+    /// Forwarded; GOOD once the journal is as safe as the array says it is.
+    Flush {
+        /// IMMED: GOOD is told before.
+        immediate: bool,
+    },
+    /// It changes blocks: forwarded and recorded.
+    Change(Command),
+}
+
+/// Codes, with service actions where they have any, of commands that change no block.
+fn passes(code: u8, service_action: u8) -> bool {
+    match code {
+        // TEST UNIT READY, REQUEST SENSE, READ, RESERVE, RELEASE, MODE SENSE and SELECT, START STOP UNIT, RECEIVE DIAGNOSTIC RESULTS.
+        0x00 | 0x03 | 0x08 | 0x16 | 0x17 | 0x1a | 0x15 | 0x1b | 0x1c | 0x1e => true,
+        // READ CAPACITY(10), READ, VERIFY, PRE-FETCH, READ DEFECT DATA, READ BUFFER, LOG SELECT and SENSE, MODE SELECT and SENSE(10),
+        // RESERVE and RELEASE(10), PERSISTENT RESERVE IN and OUT.
+        0x25 | 0x28 | 0x2f | 0x34 | 0x37 | 0x3c | 0x4c | 0x4d | 0x55 | 0x5a | 0x56 | 0x57 | 0x5e | 0x5f => {
+            true
+        }
+        // READ(16), VERIFY(16), PRE-FETCH(16), READ(12), VERIFY(12), READ DEFECT DATA(12).
+        0x88 | 0x8f | 0x90 | 0xa8 | 0xaf | 0xb7 => true,
+        // GET LBA STATUS, REPORT REFERRALS.
+        0x9e => matches!(service_action, 0x12 | 0x13),
+        // REPORT IDENTIFYING INFORMATION, TARGET PORT GROUPS, ALIASES, TASK MANAGEMENT FUNCTIONS, PRIORITY, TIMESTAMP.
+        0xa3 => matches!(service_action, 0x05 | 0x0a | 0x0b | 0x0d | 0x0e | 0x0f),
+        // SET TARGET PORT GROUPS.
+        0xa4 => service_action == 0x0a,
+        _ => false,
+    }
+}
+
+/// Whether blocks may be changed by `code` in a way that is captured here.
+fn changes(code: u8) -> bool {
+    matches!(
+        code,
+        0x04 | 0x0a
+            | 0x2a
+            | 0x2e
+            | 0x41
+            | 0x42
+            | 0x48
+            | 0x89
+            | 0x8a
+            | 0x8b
+            | 0x8e
+            | 0x93
+            | 0x9c
+            | 0xaa
+            | 0xae
+    )
+}
+
+/// Whether this splitter lets a command pass for an initiator that gets `offloads`: what REPORT SUPPORTED OPERATION CODES may list.
+pub fn offered(code: u8, service_action: Option<u16>, offloads: Offloads) -> bool {
+    let action = service_action.unwrap_or(0) as u8;
+    match Offload::of_opcode(code, service_action) {
+        Some(Offload::Xcopy | Offload::Odx) => false,
+        Some(offload) => offloads.contains(offload),
+        None => {
+            passes(code, action)
+                || changes(code)
+                || matches!(code, 0x12 | 0x35 | 0x91 | 0xa0)
+                || code == 0x9e && action == 0x10
+                || code == 0xa3 && action == 0x0c
+        }
+    }
+}
+
+/// What becomes of `cdb`. Errors are what to answer with instead of forwarding it; the policy's are [`Sense::INVALID_OPCODE`].
+pub fn plan(cdb: &[u8; 16], offloads: Offloads) -> Result<Plan, Sense> {
+    let code = cdb[0];
+    let action = cdb[1] & 0x1f;
+    match code {
+        0x12 if cdb[1] & 1 == 0 => return Ok(Plan::Edit(Edit::Inquiry)),
+        0x12 if cdb[2] == 0x8f => return Err(Sense::in_cdb(2, Some(7))),
+        0x12 => return Ok(Plan::Edit(Edit::Page(cdb[2]))),
+        0x9e if action == 0x10 => return Ok(Plan::Edit(Edit::Capacity)),
+        0xa3 if action == 0x0c => {
+            return Ok(Plan::Edit(Edit::Opcodes {
+                options: cdb[2] & 7,
+                code: cdb[3],
+                service_action: u16::from_be_bytes([cdb[4], cdb[5]]),
+            }));
+        }
+        0x35 | 0x91 => return Ok(Plan::Flush { immediate: cdb[1] & 2 != 0 }),
+        _ if passes(code, action) => return Ok(Plan::Pass),
+        _ if !changes(code) => return Err(Sense::INVALID_OPCODE),
+        _ => {}
+    }
+    // The array may know auto contingent allegiance; the reader of CDBs here does not.
+    let mut readable = *cdb;
+    let control = match code >> 5 {
+        0 => 5,
+        1 | 2 => 9,
+        5 => 11,
+        _ => 15,
+    };
+    readable[control] &= !0x04;
+    let command = Command::parse(&readable)?;
+    if let Some(offload) = Offload::of(&command) {
+        if !offloads.contains(offload) {
+            return Err(Sense::INVALID_OPCODE);
+        }
+    }
+    match command {
+        Command::WriteSame(request) if request.unmap && !offloads.contains(Offload::Unmap) => {
+            Err(Sense::in_cdb(1, Some(3)))
+        }
+        // What goes on after GOOD cannot be captured at GOOD: FORMAT's list says IMMED, SANITIZE's CDB does.
+        Command::Sanitize(_) if cdb[1] & 0x80 != 0 => Err(Sense::in_cdb(1, Some(7))),
+        _ => Ok(Plan::Change(command)),
+    }
+}
+
+/// Whether a command whose data has come goes on after GOOD, which nothing here could capture: FORMAT UNIT with IMMED in its list
+/// (SBC-4 5.4.2).
+pub fn goes_on_after_good(command: &Command, data_out: &[u8]) -> bool {
+    matches!(command, Command::FormatUnit(_)) && data_out.get(1).is_some_and(|flags| flags & 0x02 != 0)
+}
+
+/// Whether a command that ended otherwise than GOOD has certainly changed nothing (SAM-5 5.3.1; sense keys of SPC-4 4.5.6).
+pub fn changed_nothing(command: &Command, status: u8, sense: &[u8]) -> bool {
+    match status {
+        // BUSY, RESERVATION CONFLICT, TASK SET FULL, ACA ACTIVE: never begun.
+        0x08 | 0x18 | 0x28 | 0x30 => true,
+        0x02 => {
+            let one_step = !matches!(
+                command,
+                Command::FormatUnit(_) | Command::Sanitize(_) | Command::Unmap { .. } | Command::WriteSame(_)
+            );
+            match playhead_initiator::blocking::sense_code(sense) {
+                // NOT READY, ILLEGAL REQUEST: found before the first block of what is one transfer.
+                Some((0x02 | 0x05, _, _)) => one_step,
+                // UNIT ATTENTION: told instead of running the command.
+                Some((0x06, _, _)) => true,
+                // DATA PROTECT: write-protected. Want of space may come half way.
+                Some((0x07, 0x27, 0x00..=0x06)) => true,
+                // MISCOMPARE of a COMPARE AND WRITE.
+                Some((0x0e, _, _)) => matches!(command, Command::CompareAndWrite(_)),
+                _ => false,
+            }
+        }
+        _ => false,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn cdb(bytes: &[u8]) -> [u8; 16] {
+        let mut cdb = [0; 16];
+        cdb[..bytes.len()].copy_from_slice(bytes);
+        cdb
+    }
+
+    #[test]
+    fn every_operation_code_passes_is_recorded_or_is_refused() {
+        let mut refused = 0;
+        for code in 0..=255u8 {
+            match plan(&cdb(&[code]), Offloads::ALL) {
+                Ok(Plan::Change(command)) => assert!(command.changes_blocks(), "{code:#x}"),
+                Ok(_) => assert!(!changes(code), "{code:#x}"),
+                Err(_) => refused += 1,
+            }
+        }
+        assert!(refused > 180);
+        // Vendor's, WRITE BUFFER, WRITE LONG, XCOPY, variable length, SCRAMBLE-like ones of tomorrow.
+        for code in [0xc1, 0x3b, 0x3f, 0x83, 0x84, 0x7f, 0x9f, 0x1d, 0x9d] {
+            assert_eq!(plan(&cdb(&[code]), Offloads::ALL), Err(Sense::INVALID_OPCODE), "{code:#x}");
+        }
+    }
+
+    #[test]
+    fn policy_refuses_as_a_device_without_the_offload_would() {
+        for (code, offload) in [(0x89, Offload::Ats), (0x93, Offload::WriteSame), (0x42, Offload::Unmap)] {
+            assert!(plan(&cdb(&[code]), Offloads::ALL).is_ok());
+            let without = Offloads::ALL.with(offload, false);
+            assert_eq!(plan(&cdb(&[code]), without), Err(Sense::INVALID_OPCODE));
+            assert!(!offered(code, None, without) && offered(code, None, Offloads::ALL));
+        }
+        let without = Offloads::ALL.with(Offload::Unmap, false);
+        assert_eq!(plan(&cdb(&[0x93, 0x08]), without), Err(Sense::in_cdb(1, Some(3))));
+    }
+
+    #[test]
+    fn only_what_is_certain_counts_as_nothing_changed() {
+        let write = Command::parse(&cdb(&[0x2a])).unwrap();
+        let compare = Command::parse(&cdb(&[0x89])).unwrap();
+        let sense = |key, asc| [0x70, 0, key, 0, 0, 0, 0, 10, 0, 0, 0, 0, asc, 0, 0, 0, 0, 0];
+        assert!(changed_nothing(&write, 0x08, &[]) && changed_nothing(&write, 0x18, &[]));
+        assert!(changed_nothing(&write, 0x02, &sense(6, 0x29)));
+        assert!(changed_nothing(&compare, 0x02, &sense(0xe, 0x1d)));
+        for key in [1, 3, 4, 0xb, 0xd, 0xe] {
+            assert!(!changed_nothing(&write, 0x02, &sense(key, 0)), "{key:#x}");
+        }
+        assert!(changed_nothing(&write, 0x02, &sense(7, 0x27)));
+        assert!(!changed_nothing(&write, 0x40, &[]) && !changed_nothing(&write, 0x02, &[]));
+    }
+}

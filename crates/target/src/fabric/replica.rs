@@ -1,0 +1,120 @@
+//! The replica of a fabric volume: what [`Split`] is to this splitter.
+
+use super::lun::{Begun, Production, Recorder, Taken};
+use super::record::Range;
+use crate::lun::{Change, FlushDone, LunError};
+use crate::splitter::{self, OnJournalFailure, Split, SplitOptions, Status, Wanted};
+use parking_lot::RwLock;
+use playhead_journal::files::Files;
+use playhead_journal::Volume;
+use std::any::Any;
+use std::path::PathBuf;
+use std::sync::Arc;
+
+/// A volume that follows a LUN of an array.
+pub struct Replica {
+    name: String,
+    block_count: u64,
+    /// `None` once it is closed: changes are refused then.
+    split: RwLock<Option<Split>>,
+}
+
+impl splitter::Production for Production {
+    fn block_count(&self) -> u64 {
+        Production::block_count(self)
+    }
+
+    fn read(&self, lba: u64, buf: &mut [u8]) -> Result<(), LunError> {
+        Production::read(self, lba, buf)
+    }
+
+    fn flush(&self) -> Result<(), LunError> {
+        Production::flush(self)
+    }
+}
+
+impl Replica {
+    /// Has `volume` follow `production`, whose change map is, or is to be, at `map_path`.
+    ///
+    /// Errors: as [`Split::open`].
+    pub fn open(
+        files: &dyn Files,
+        volume: Volume,
+        production: Arc<Production>,
+        name: &str,
+        map_path: PathBuf,
+        on_journal_failure: OnJournalFailure,
+    ) -> Result<Replica, LunError> {
+        let block_count = volume.block_count();
+        let options = SplitOptions { name: name.to_owned(), map_path, on_journal_failure };
+        let split = Split::open(files, volume, production, options)?;
+        Ok(Replica { name: name.to_owned(), block_count, split: RwLock::new(Some(split)) })
+    }
+
+    /// How production and replica stand to each other. `None`: it is closed.
+    pub fn status(&self) -> Option<Status> {
+        self.split.read_recursive().as_ref().map(Split::status)
+    }
+
+    /// Ends it in order. Changes that come later are refused.
+    ///
+    /// Errors: as [`Split::close`].
+    pub fn close(&self) -> Result<(), LunError> {
+        let split = self.split.write().take();
+        split.map_or(Ok(()), Split::close)
+    }
+
+    fn gone(&self) -> LunError {
+        LunError::Gone { name: self.name.clone() }
+    }
+
+    /// What was taken, if it is a split's. Dropped, it counts as unknown.
+    fn own(taken: Taken) -> Option<splitter::Taken> {
+        taken.downcast().ok().map(|taken| *taken)
+    }
+}
+
+impl Recorder for Replica {
+    fn begin(&self, extents: &[Range], payload_bytes: u64, begun: Begun) {
+        let split = self.split.read_recursive();
+        let Some(split) = split.as_ref() else {
+            return begun(Err(self.gone()));
+        };
+        let changes = extents.iter().map(|(lba, count)| *lba..lba.saturating_add(*count)).collect();
+        let wanted = Wanted { changes, sources: Vec::new(), payload_bytes };
+        split.begin_then(wanted, Box::new(move |taken| begun(taken.map(|taken| Box::new(taken) as Taken))));
+    }
+
+    fn capture(&self, taken: Taken, changes: &[Change<'_>]) -> Result<(), LunError> {
+        let split = self.split.read_recursive();
+        match (split.as_ref(), Replica::own(taken)) {
+            (Some(split), Some(taken)) => split.capture(taken, changes).map(|_| ()),
+            _ => Err(self.gone()),
+        }
+    }
+
+    fn unchanged(&self, taken: Taken) {
+        if let (Some(split), Some(taken)) = (self.split.read_recursive().as_ref(), Replica::own(taken)) {
+            split.unchanged(taken);
+        }
+    }
+
+    fn unknown(&self, taken: Taken) {
+        drop(Replica::own(taken));
+    }
+
+    fn flush(&self, done: FlushDone) {
+        match self.split.read_recursive().as_ref() {
+            Some(split) => split.flush_then(done),
+            None => done(Err(self.gone())),
+        }
+    }
+
+    fn block_count(&self) -> u64 {
+        self.block_count
+    }
+
+    fn as_any(&self) -> &dyn Any {
+        self
+    }
+}

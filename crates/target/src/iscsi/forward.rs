@@ -1,0 +1,707 @@
+//! Commands on LUNs of other arrays: forwarded, split and answered (see [`crate::fabric`]), on this session's own thread.
+//!
+//! A command goes through these steps, and is in [`Forwarding`] from the second on: its data is gathered, as any command's; if it changes
+//! blocks its extents are taken (an overlapping change makes it wait, nobody else); it is sent; its status comes; the change is captured;
+//! the host is answered. Whoever aborts it before it was sent ends it here; after that only the array can.
+
+use super::answers::{Answers, Ending};
+use super::commands::{Asked, Source};
+use super::links::Links;
+use super::outbox::Event as Message;
+use super::session::{Session, View};
+use super::tasks::{outcome, Answer};
+use crate::fabric::plan::{self, Plan, TRANSFER_BYTES_MAX};
+use crate::fabric::record::{self, Range};
+use crate::fabric::{edit, FabricLun, Taken};
+use crate::lun::LunError;
+use crate::scsi::{self, LogicalUnit, Offload, Refusal};
+use parking_lot::Mutex;
+use playhead_initiator::{Done, Event, Outcome, Task};
+use playhead_wire::iscsi::request::{function, ScsiCommand};
+use playhead_wire::iscsi::response::{DataIn, Residual, Response};
+use playhead_wire::scsi::{status, Command, Sense};
+use std::collections::HashMap;
+use std::sync::atomic::Ordering;
+use std::sync::Arc;
+
+/// What a recorder has answered, and whether the session sleeps over it.
+#[derive(Default)]
+struct Begin {
+    answer: Option<Result<Taken, LunError>>,
+    waits: bool,
+    /// The command is over: nobody comes for the answer.
+    gone: bool,
+}
+
+type Awaited = Arc<Mutex<Begin>>;
+
+/// A command on its way.
+struct Forwarded {
+    asked: Asked,
+    view: View,
+    plan: Plan,
+    link: usize,
+    /// Bytes of data in either direction that it may hold.
+    held_bytes: usize,
+    write_bytes: u32,
+    extents: Vec<Range>,
+    /// The command, until it is sent.
+    task: Option<Task>,
+    /// The nexus' tag, once it is.
+    tag: Option<u64>,
+    taken: Option<Taken>,
+    /// Where the extents come while they are waited for.
+    awaited: Option<Awaited>,
+    /// Ended by task management, which the array has confirmed: the host hears nothing of it.
+    aborted: bool,
+}
+
+/// Task management that the array has to answer.
+struct Asking {
+    /// The host's tag.
+    itt: u32,
+    function: u8,
+    view: View,
+    /// The command it is about, if it is one.
+    number: Option<u64>,
+}
+
+/// What arrays do for this session.
+#[derive(Default)]
+pub(super) struct Forwarding {
+    pub(super) links: Links,
+    commands: HashMap<u64, Forwarded>,
+    asking: HashMap<(usize, u64), Asking>,
+    outcomes: HashMap<u32, u8>,
+    held_bytes: usize,
+    next: u64,
+    events: Vec<(usize, Event)>,
+}
+
+impl Forwarding {
+    /// Bytes of data that wait for arrays.
+    pub(super) fn held_bytes(&self) -> usize {
+        self.held_bytes
+    }
+
+    /// Whether a task on `unit` is under way.
+    pub(super) fn any_on(&self, unit: &Arc<LogicalUnit>) -> bool {
+        self.commands.values().any(|command| !command.aborted && Arc::ptr_eq(&command.view.unit, unit))
+    }
+
+    /// Whether a task of this tag is.
+    pub(super) fn has(&self, itt: u32) -> bool {
+        self.by_itt(itt).is_some()
+    }
+
+    fn by_itt(&self, itt: u32) -> Option<u64> {
+        let mut all = self.commands.iter();
+        all.find(|(_, command)| command.asked.itt == itt && !command.aborted).map(|(number, _)| *number)
+    }
+
+    /// Whether the task management request of this tag waits for an array.
+    pub(super) fn is_managing(&self, itt: u32) -> bool {
+        self.asking.values().any(|asking| asking.itt == itt)
+    }
+
+    /// What the arrays answered to it.
+    pub(super) fn outcome(&mut self, itt: u32) -> u8 {
+        self.outcomes.remove(&itt).unwrap_or(outcome::COMPLETE)
+    }
+}
+
+fn fabric(unit: &LogicalUnit) -> Option<&FabricLun> {
+    unit.lun().as_any().downcast_ref()
+}
+
+/// A command of which nothing was sent is over: what it has taken, or is given yet, goes back.
+fn let_go(command: Forwarded) {
+    let Some(lun) = fabric(&command.view.unit) else {
+        return;
+    };
+    let answered = command.awaited.and_then(|awaited| {
+        let mut begin = awaited.lock();
+        begin.gone = true;
+        begin.answer.take()
+    });
+    for taken in command.taken.into_iter().chain(answered.and_then(Result::ok)) {
+        lun.recorder().unchanged(taken);
+    }
+}
+
+/// What a command that could not reach the array, or was lost on the way, ends with.
+fn lost() -> Sense {
+    // LOGICAL UNIT COMMUNICATION FAILURE, as ABORTED COMMAND: hosts try it again.
+    Sense::new(playhead_wire::scsi::sense::Key::AbortedCommand, 0x0800)
+}
+
+impl Answers {
+    /// A command's end as the array has it: data, then the status with its sense data.
+    fn pass_on(&mut self, ending: &Ending, sense: &[u8], data: &[u8]) {
+        let (mut offset, mut data_sn) = (0, 0);
+        while offset < data.len() {
+            let (len, is_final) = self.data_in_len(offset, data.len() - offset);
+            let last = offset + len == data.len();
+            let collapsed = last && ending.status == status::GOOD && sense.is_empty();
+            let header = DataIn {
+                is_final,
+                status: collapsed.then_some(status::GOOD),
+                residual: ending.residual,
+                itt: ending.itt,
+                data_sn,
+                offset_bytes: offset as u32,
+            };
+            let part = &data[offset..offset + len];
+            let filled: Result<(), std::convert::Infallible> =
+                self.data_in(header, ending.immediate, len, |room| {
+                    room.copy_from_slice(part);
+                    Ok(())
+                });
+            let Ok(()) = filled;
+            if collapsed {
+                return;
+            }
+            offset += len;
+            data_sn += 1;
+        }
+        self.finish(ending.immediate);
+        let mut segment = Vec::new();
+        if !sense.is_empty() {
+            segment.extend_from_slice(&(sense.len() as u16).to_be_bytes());
+            segment.extend_from_slice(sense);
+        }
+        let response = Response::Scsi {
+            response: 0,
+            status: ending.status,
+            itt: ending.itt,
+            exp_data_sn: ending.exp_data_sn + data_sn,
+            residual: ending.residual,
+        };
+        self.pdu(&response, &segment, true);
+    }
+}
+
+impl Session {
+    /// Whether commands of `view` go to an array.
+    pub(super) fn forwards(view: &View) -> bool {
+        fabric(&view.unit).is_some()
+    }
+
+    pub(super) fn is_forwarded(&self, at: usize) -> bool {
+        Session::forwards(&self.views[at])
+    }
+
+    /// What becomes of the command for the initiator of `view`; refusals of policy are counted.
+    fn plan(view: &View, cdb: &[u8; 16]) -> Result<Plan, Sense> {
+        if view.nexus.is_gone() || view.unit.is_retired() {
+            return Err(Sense::LUN_NOT_SUPPORTED);
+        }
+        let offloads = view.nexus.offloads();
+        let planned = plan::plan(cdb, offloads);
+        if planned == Err(Sense::INVALID_OPCODE) {
+            let action = (cdb[0] == 0x83 || cdb[0] == 0x84).then(|| u16::from(cdb[1] & 0x1f));
+            if let Some(offload) = Offload::of_opcode(cdb[0], action) {
+                view.nexus.rejected(offload);
+            }
+        }
+        let planned = planned?;
+        let read_only = view.unit.lun().read_only() || view.nexus.read_only();
+        if read_only && matches!(planned, Plan::Change(_)) {
+            return Err(Sense::WRITE_PROTECTED);
+        }
+        Ok(planned)
+    }
+
+    /// Takes a command on a LUN of an array; the immediate data is at `data_at`.
+    pub(super) fn fabric_command(
+        &mut self,
+        at: usize,
+        asked: &Asked,
+        request: &ScsiCommand,
+        (data_at, data_len): (usize, usize),
+    ) {
+        if let Ok(Command::ReportLuns { select, allocation_bytes }) = Command::parse(&request.cdb) {
+            return self.report_luns(asked, select, allocation_bytes);
+        }
+        let view = self.views[at].clone();
+        let asked = Asked { epoch: view.unit.epoch(&view.nexus), ..*asked };
+        let refused = Session::plan(&view, &request.cdb).err();
+        if let Some(sense) = refused.or_else(|| self.check_unsolicited(request, data_len).err()) {
+            return self.check(at, &asked, &sense);
+        }
+        if request.expected_bytes > 0 && request.read && request.write {
+            return self.check(at, &asked, &Sense::INVALID_INFORMATION_UNIT);
+        }
+        if request.expected_bytes > TRANSFER_BYTES_MAX {
+            return self.check(at, &asked, &Sense::INVALID_FIELD_IN_CDB);
+        }
+        let wanted = if request.write { request.expected_bytes as usize } else { 0 };
+        if data_len < wanted {
+            // What the command means is looked at again when its data is there.
+            return self.begin_transfer(
+                at,
+                Command::TestUnitReady,
+                request,
+                &asked,
+                wanted,
+                (data_at, data_len),
+            );
+        }
+        let data = self.link.received.at(data_at, wanted).to_vec();
+        self.forward(&view, request, &asked, Source::Owned(data));
+    }
+
+    /// Goes on with a command whose data is all there.
+    pub(super) fn forward(&mut self, view: &View, request: &ScsiCommand, asked: &Asked, source: Source) {
+        let data_out = match source {
+            Source::Owned(data) => data,
+            Source::Received(_) => Vec::new(),
+        };
+        let Some(lun) = fabric(&view.unit) else {
+            return self.refuse_of(&view.unit, asked, Refusal::Check(Sense::LUN_NOT_SUPPORTED), 0);
+        };
+        let refuse = |sense| Refusal::Check(sense);
+        let planned = match Session::plan(view, &request.cdb) {
+            Ok(planned) => planned,
+            Err(sense) => return self.refuse_of(&view.unit, asked, refuse(sense), 0),
+        };
+        let mut extents = Vec::new();
+        if let Plan::Change(command) = &planned {
+            if plan::goes_on_after_good(command, &data_out) {
+                return self.refuse_of(&view.unit, asked, refuse(Sense::in_parameters(1)), 0);
+            }
+            match record::extents(command, &data_out, view.unit.lun().block_count()) {
+                Ok(found) => extents = found,
+                Err(sense) => return self.refuse_of(&view.unit, asked, refuse(sense), 0),
+            }
+        }
+        let held_bytes = request.expected_bytes as usize;
+        let most = self.shared.limits.session_bytes_max;
+        if self.forwarding.held_bytes > 0 && self.forwarding.held_bytes + held_bytes > most {
+            self.answers.ending(&asked.ending(status::TASK_SET_FULL, 0));
+            return;
+        }
+        self.forwarding.held_bytes += held_bytes;
+        self.shared.held_bytes.fetch_add(held_bytes, Ordering::Relaxed);
+        let task = Task {
+            lun: lun.address(),
+            cdb: request.cdb,
+            attribute: request.attribute,
+            read_bytes: if request.read { request.expected_bytes } else { 0 },
+            write_bytes: if request.write { request.expected_bytes } else { 0 },
+            data_out,
+        };
+        let link = self.forwarding.links.find(lun.array(), &self.port);
+        let number = self.forwarding.next;
+        self.forwarding.next += 1;
+        let command = Forwarded {
+            asked: *asked,
+            view: view.clone(),
+            plan: planned,
+            link,
+            held_bytes,
+            write_bytes: task.write_bytes,
+            extents,
+            task: Some(task),
+            tag: None,
+            taken: None,
+            awaited: None,
+            aborted: false,
+        };
+        self.forwarding.commands.insert(number, command);
+        self.begin_forwarded(number);
+    }
+
+    /// Takes the extents of a command, if it has any, and sends it.
+    pub(super) fn begin_forwarded(&mut self, number: u64) {
+        let Some(command) =
+            self.forwarding.commands.get_mut(&number).filter(|command| command.task.is_some())
+        else {
+            return; // aborted meanwhile
+        };
+        let Some(lun) = fabric(&command.view.unit) else {
+            return;
+        };
+        if !command.extents.is_empty() && command.taken.is_none() {
+            let awaited = match &command.awaited {
+                Some(awaited) => Arc::clone(awaited),
+                None => {
+                    let awaited = Awaited::default();
+                    command.awaited = Some(Arc::clone(&awaited));
+                    let (handle, place) = (Arc::clone(&self.handle), Arc::clone(&awaited));
+                    let recorder = Arc::clone(lun.recorder());
+                    let begun = Box::new(move |answer| {
+                        let mut begin = place.lock();
+                        match answer {
+                            Ok(taken) if begin.gone => return recorder.unchanged(taken),
+                            answer => begin.answer = Some(answer),
+                        }
+                        // Told before the call returned, it is seen without a message.
+                        if begin.waits {
+                            handle.outbox.push(Message::Forward(number));
+                        }
+                    });
+                    lun.recorder().begin(&command.extents, u64::from(command.write_bytes), begun);
+                    awaited
+                }
+            };
+            let answer = {
+                let mut begin = awaited.lock();
+                begin.waits = true;
+                begin.answer.take()
+            };
+            match answer {
+                None => return,
+                Some(Ok(taken)) => command.taken = Some(taken),
+                Some(Err(error)) => {
+                    let sense = scsi::sense_of_write(&error);
+                    if let Some(command) = self.take_forwarded(number) {
+                        self.refuse_of(&command.view.unit, &command.asked, Refusal::Check(sense), 0);
+                    }
+                    return;
+                }
+            }
+        }
+        let Some(link) = self.forwarding.links.get(command.link) else {
+            return;
+        };
+        if let Some(task) = command.task.take() {
+            let tag = link.nexus.submit(task);
+            command.tag = Some(tag);
+            link.numbers.insert(tag, number);
+        }
+    }
+
+    fn take_forwarded(&mut self, number: u64) -> Option<Forwarded> {
+        let command = self.forwarding.commands.remove(&number)?;
+        self.forwarding.held_bytes -= command.held_bytes;
+        self.shared.held_bytes.fetch_sub(command.held_bytes, Ordering::Relaxed);
+        Some(command)
+    }
+
+    /// Does what arrays are ready for, and answers what they have answered.
+    pub(super) fn pump_forwarding(&mut self) {
+        if self.forwarding.links.is_empty() {
+            return;
+        }
+        let mut events = std::mem::take(&mut self.forwarding.events);
+        self.forwarding.links.progress(&mut events);
+        for (at, event) in events.drain(..) {
+            if let Some(link) = self.forwarding.links.get(at) {
+                link.note(&event);
+            }
+            match event {
+                Event::Done(done) => self.forwarded(at, done),
+                Event::Managed { tag, response } => self.array_managed(at, tag, response),
+                Event::Up(_) | Event::Down(_) | Event::Text(_) => {}
+            }
+        }
+        self.forwarding.events = events;
+        self.end_stale();
+    }
+
+    /// A forwarded command is over.
+    fn forwarded(&mut self, at: usize, done: Done) {
+        let Some(link) = self.forwarding.links.get(at) else {
+            return;
+        };
+        let (is_up, may_wait) = (link.is_up(), link.may_wait());
+        let Some(number) = link.numbers.remove(&done.tag) else {
+            return;
+        };
+        let Some(mut command) = self.take_forwarded(number) else {
+            return;
+        };
+        let unit = Arc::clone(&command.view.unit);
+        let Some(lun) = fabric(&unit) else {
+            return;
+        };
+        let taken = command.taken.take();
+        match done.outcome {
+            Outcome::NotSent(_) => {
+                if let Some(taken) = taken {
+                    lun.recorder().unchanged(taken);
+                }
+                if !command.aborted && may_wait {
+                    self.answers.ending(&command.asked.ending(status::BUSY, 0));
+                } else if !command.aborted {
+                    self.refuse_of(&unit, &command.asked, Refusal::Check(lost()), 0);
+                }
+            }
+            Outcome::Lost(_) => {
+                if let Some(taken) = taken {
+                    let recorder = Arc::clone(lun.recorder());
+                    match self.forwarding.links.get(at) {
+                        // It was aborted or refused by an array that is there: it is not under way any more.
+                        Some(_) if command.aborted || is_up => recorder.unknown(taken),
+                        Some(link) => link.put_in_limbo(Box::new(move || recorder.unknown(taken))),
+                        None => {}
+                    }
+                }
+                if !command.aborted {
+                    self.refuse_of(&unit, &command.asked, Refusal::Check(lost()), 0);
+                }
+            }
+            Outcome::Status { status, sense, residual } => {
+                let Done { data_in, data_out, .. } = done;
+                let mut ending = command.asked.ending(status, 0);
+                ending.residual = residual;
+                self.status_of(&command, lun, taken, ending, sense, data_in, &data_out);
+                self.transfers.recycle(data_out);
+            }
+        }
+    }
+
+    #[allow(clippy::too_many_arguments)] // The parts of one status.
+    fn status_of(
+        &mut self,
+        command: &Forwarded,
+        lun: &FabricLun,
+        taken: Option<Taken>,
+        mut ending: Ending,
+        sense: Vec<u8>,
+        mut data_in: Vec<u8>,
+        data_out: &[u8],
+    ) {
+        let view = &command.view;
+        let good = ending.status == status::GOOD;
+        let mut to_flush = false;
+        match &command.plan {
+            Plan::Change(change) => {
+                if let Some(taken) = taken {
+                    if let Err(sense) =
+                        self.record(command, change, lun, taken, (ending.status, &sense), data_out)
+                    {
+                        if !command.aborted {
+                            let refusal = Refusal::Check(sense);
+                            self.refuse_of(
+                                &view.unit,
+                                &command.asked,
+                                refusal,
+                                u64::from(command.write_bytes),
+                            );
+                        }
+                        return;
+                    }
+                }
+                to_flush = good && record::is_durable(change);
+            }
+            Plan::Flush { .. } => to_flush = good,
+            Plan::Edit(what) if good => {
+                let before = data_in.len();
+                edit::edit(*what, view.nexus.offloads(), lun.new_identity(), &mut data_in);
+                if data_in.len() != before {
+                    data_in.truncate(command.asked.expected_bytes as usize);
+                    ending.residual = Residual::of(command.asked.expected_bytes, data_in.len() as u64);
+                }
+            }
+            Plan::Pass | Plan::Edit(_) => {}
+        }
+        if !data_in.is_empty() {
+            self.handle.read_bytes.fetch_add(data_in.len() as u64, Ordering::Relaxed);
+            view.unit.count_read(&view.nexus, data_in.len() as u64);
+        }
+        if command.aborted {
+            return;
+        }
+        if to_flush && !matches!(command.plan, Plan::Flush { immediate: true }) {
+            let view = view.clone();
+            self.start_flush(&view, vec![ending]);
+        } else {
+            self.answers.pass_on(&ending, &sense, &data_in);
+            if to_flush {
+                let view = view.clone();
+                self.start_flush(&view, Vec::new());
+            }
+        }
+        if let Some(link) = self.forwarding.links.get(command.link) {
+            link.nexus.recycle(data_in);
+        }
+    }
+
+    /// Records what became of a change. An error is what the host is to be told instead of the array's status.
+    fn record(
+        &mut self,
+        command: &Forwarded,
+        change: &Command,
+        lun: &FabricLun,
+        taken: Taken,
+        (status, sense): (u8, &[u8]),
+        data_out: &[u8],
+    ) -> Result<(), Sense> {
+        let view = &command.view;
+        let recorder = lun.recorder();
+        if status != status::GOOD {
+            if plan::changed_nothing(change, status, sense) {
+                recorder.unchanged(taken);
+            } else {
+                recorder.unknown(taken);
+            }
+            return Ok(());
+        }
+        let written = u64::from(command.write_bytes);
+        self.handle.written_bytes.fetch_add(written, Ordering::Relaxed);
+        view.unit.count_written(&view.nexus, written);
+        if let Some(offload) = Offload::of(change) {
+            let blocks: u64 = command.extents.iter().map(|(_, count)| count).sum();
+            let saved = (blocks * crate::lun::BLOCK_BYTES as u64).saturating_sub(written);
+            view.nexus.served(offload, if offload == Offload::Ats { 0 } else { saved });
+        }
+        let block_count = view.unit.lun().block_count();
+        match record::changes(change, data_out, block_count, lun.unmapped_reads_zeros()) {
+            Some(changes) => recorder.capture(taken, &changes).map_err(|error| scsi::sense_of_write(&error)),
+            None => {
+                recorder.unknown(taken);
+                Ok(())
+            }
+        }
+    }
+
+    /// Ends commands that another session's reset or CLEAR TASK SET has ended at the array.
+    fn end_stale(&mut self) {
+        let stale = |command: &Forwarded| {
+            !command.aborted && command.view.unit.epoch(&command.view.nexus) != command.asked.epoch
+        };
+        let found: Vec<u64> =
+            self.forwarding.commands.iter().filter(|(_, command)| stale(command)).map(|(n, _)| *n).collect();
+        found.into_iter().for_each(|number| self.end_forwarded(number));
+    }
+
+    /// A command is over without an answer: it was not sent, or the array has confirmed its end.
+    fn end_forwarded(&mut self, number: u64) {
+        let Some(command) = self.forwarding.commands.get_mut(&number).filter(|command| !command.aborted)
+        else {
+            return;
+        };
+        command.aborted = true;
+        self.answers.finish(command.asked.immediate);
+        let (tag, link) = (command.tag, command.link);
+        match (tag, self.forwarding.links.get(link)) {
+            // Its end comes as any other.
+            (Some(tag), Some(link)) => link.nexus.end_tasks(&[0; 8], Some(tag)),
+            _ => {
+                if let Some(command) = self.take_forwarded(number) {
+                    let_go(command);
+                }
+            }
+        }
+    }
+
+    /// ABORT TASK of a forwarded command. `None`: there is none of this tag.
+    pub(super) fn abort_forwarded(&mut self, itt: u32, referenced: u32) -> Option<Answer> {
+        let number = self.forwarding.by_itt(referenced)?;
+        let command = self.forwarding.commands.get(&number)?;
+        let (tag, link, view) = (command.tag, command.link, command.view.clone());
+        let address = fabric(&view.unit)?.address();
+        let asked = match (tag, self.forwarding.links.get(link)) {
+            (Some(tag), Some(link)) => link.nexus.manage(function::ABORT_TASK, address, Some(tag)),
+            _ => None,
+        };
+        match asked {
+            Some(tag) => {
+                let asking = Asking { itt, function: function::ABORT_TASK, view, number: Some(number) };
+                self.forwarding.asking.insert((link, tag), asking);
+                Some(Answer::After(Vec::new(), Vec::new()))
+            }
+            // Nothing of it is at the array, or its end has come already.
+            None => {
+                self.end_forwarded(number);
+                Some(Answer::Now(outcome::COMPLETE))
+            }
+        }
+    }
+
+    /// Passes a function about all tasks of a LUN, or the LUN itself, on to the array.
+    pub(super) fn manage_array(&mut self, itt: u32, what: u8, view: &View) -> Answer {
+        let Some(lun) = fabric(&view.unit) else {
+            return Answer::Now(outcome::NO_LUN);
+        };
+        let waiting =
+            |command: &Forwarded| command.tag.is_none() && Arc::ptr_eq(&command.view.unit, &view.unit);
+        let unsent: Vec<u64> = self
+            .forwarding
+            .commands
+            .iter()
+            .filter(|(_, command)| waiting(command))
+            .map(|(n, _)| *n)
+            .collect();
+        unsent.into_iter().for_each(|number| self.end_forwarded(number));
+        let at = self.forwarding.links.find(lun.array(), &self.port);
+        let asked = self.forwarding.links.get(at).and_then(|link| {
+            link.nexus.start();
+            link.nexus.manage(what, lun.address(), None)
+        });
+        match asked {
+            Some(tag) => {
+                let asking = Asking { itt, function: what, view: view.clone(), number: None };
+                self.forwarding.asking.insert((at, tag), asking);
+                Answer::After(Vec::new(), Vec::new())
+            }
+            // No task is at an array that has no session; but it is not reset either.
+            None if what == function::ABORT_TASK_SET => Answer::Now(outcome::COMPLETE),
+            None => Answer::Now(outcome::REJECTED),
+        }
+    }
+
+    /// Has arrays reset every LUN of theirs that this session sees: a reset of our target is none of theirs.
+    pub(super) fn reset_arrays(&mut self, itt: u32) {
+        let views: Vec<View> = self.views.iter().filter(|view| Session::forwards(view)).cloned().collect();
+        for view in views {
+            let _ = self.manage_array(itt, function::LOGICAL_UNIT_RESET, &view);
+        }
+    }
+
+    /// The array has answered a function.
+    fn array_managed(&mut self, at: usize, tag: u64, response: u8) {
+        let Some(asking) = self.forwarding.asking.remove(&(at, tag)) else {
+            return;
+        };
+        // "No such task" to ABORT TASK: its status was sent before, or it was never there.
+        let done = response == outcome::COMPLETE || asking.number.is_some() && response == outcome::NO_TASK;
+        let told = if done { outcome::COMPLETE } else { response };
+        let worst = self.forwarding.outcomes.entry(asking.itt).or_insert(told);
+        *worst = (*worst).max(told);
+        if !done {
+            return;
+        }
+        let of_unit = |command: &Forwarded| Arc::ptr_eq(&command.view.unit, &asking.view.unit);
+        let ended: Vec<u64> = match asking.number {
+            Some(number) => vec![number],
+            None => {
+                let commands = self.forwarding.commands.iter();
+                commands.filter(|(_, command)| of_unit(command)).map(|(number, _)| *number).collect()
+            }
+        };
+        ended.into_iter().for_each(|number| self.end_forwarded(number));
+        match asking.function {
+            function::LOGICAL_UNIT_RESET => asking.view.unit.reset(),
+            function::CLEAR_TASK_SET => asking.view.unit.clear_task_set(&asking.view.nexus),
+            _ => return,
+        }
+        // Other sessions have tasks there that will have no answer.
+        self.shared.registry.wake_all();
+    }
+
+    /// The session ends: what it has at arrays may be executed yet.
+    pub(super) fn abandon_forwarded(&mut self) {
+        let numbers: Vec<u64> = self.forwarding.commands.keys().copied().collect();
+        for number in numbers {
+            let Some(command) = self.take_forwarded(number) else {
+                continue;
+            };
+            if command.tag.is_none() {
+                let_go(command);
+                continue;
+            }
+            let (Some(taken), Some(lun)) = (command.taken, fabric(&command.view.unit)) else {
+                continue;
+            };
+            let recorder = Arc::clone(lun.recorder());
+            match self.forwarding.links.get(command.link) {
+                Some(link) => link.put_in_limbo(Box::new(move || recorder.unknown(taken))),
+                None => recorder.unknown(taken),
+            }
+        }
+        self.forwarding.links = Links::default();
+    }
+}

@@ -1,0 +1,158 @@
+"""The matrix, cell by cell: captured or rejected, the replica is production; ignored, it is corrupt; and the host's switch is the cure."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+from tests.appliance import playhead
+
+from playhead import _native
+from playhead.lab import matrix, vaai
+from playhead.lab.arrangement import Treatment
+from playhead.lab.fabric_splitter import FabricBeforeTgtd, FabricSplitter
+from playhead.lab.matrix import Measured, Outcome
+from playhead.lab.missing_array import MissingArray
+from playhead.lab.playhead_array import PlayheadArray
+from playhead.lab.settings import MIB
+from playhead.lab.vaai import arranged
+
+REGION_BYTES = 5 * MIB
+ARRAYS = {PlayheadArray.array, MissingArray.array}
+"""With the splitter in them."""
+FABRIC = {FabricSplitter.array, FabricBeforeTgtd.array}
+"""With the splitter before them."""
+IMPOSSIBLE = {
+    (FabricSplitter.array, "xcopy", "support"),
+    (FabricBeforeTgtd.array, "xcopy", "support"),
+    (FabricBeforeTgtd.array, "ats", "support"),
+}
+
+
+@pytest.fixture(scope="module")
+def report() -> dict[str, Any]:
+    done = playhead("lab", "vaai", "--size", str(REGION_BYTES), "-o", "json")
+    assert done.returncode == 0, done.stdout + done.stderr
+    found: dict[str, Any] = json.loads(done.stdout)
+    return found
+
+
+def test_every_cell_is_what_it_must_be(report: dict[str, Any]) -> None:
+    cells = report["cells"]
+    there = FABRIC if shutil.which("tgtd") else FABRIC - {FabricBeforeTgtd.array}
+    assert {cell["array"] for cell in cells if cell["splitter"] == "array"} == ARRAYS
+    assert {cell["array"] for cell in cells if cell["splitter"] == "fabric"} == there
+    assert len(cells) == (len(ARRAYS) + len(there)) * 4 * 3 * 2
+    for cell in cells:
+        assert cell["as_expected"], cell
+        place = (cell["array"], cell["offload"], cell["treatment"])
+        if place in IMPOSSIBLE or (cell["array"] != MissingArray.array and cell["treatment"] == "ignore"):
+            assert cell["outcome"] == "impossible", cell
+            assert cell["detail"]
+        elif not cell["switch"]:
+            # The workaround of 2010, too: what the host does not ask for cannot be ignored.
+            assert cell["outcome"] == "by-host", cell
+        else:
+            wanted = {"support": "executed", "reject": "fell-back", "ignore": "corrupt"}
+            assert cell["outcome"] == wanted[cell["treatment"]], cell
+        assert (cell["differing_blocks"] > 0) == (cell["outcome"] == "corrupt")
+
+
+def test_what_is_ignored_is_not_in_the_journal_and_what_is_captured_costs_next_to_nothing(
+    report: dict[str, Any],
+) -> None:
+    for cell in report["cells"]:
+        if cell["outcome"] == "corrupt":
+            # All the host saw was GOOD. Locks are read and written by plain commands besides, but never taken by one.
+            assert cell["journal_bytes"] == 0, cell
+            assert cell["detail"]
+        if cell["array"] == PlayheadArray.array and cell["outcome"] == "executed" and cell["offload"] != "ats":
+            assert cell["wire_bytes"] < REGION_BYTES / 100, cell
+            assert cell["journal_bytes"] < 1024 * cell["commands"], cell
+        if cell["outcome"] in ("fell-back", "by-host") and cell["offload"] in ("xcopy", "write-same"):
+            assert cell["wire_bytes"] > REGION_BYTES, cell
+            assert cell["journal_bytes"] > REGION_BYTES, cell
+
+
+@pytest.mark.skipif(shutil.which("qemu-img") is None, reason="qemu-img is not installed")
+def test_other_peoples_tools_find_the_same(report: dict[str, Any]) -> None:
+    found = {(each["tool"], each["array"], each["treatment"]): each for each in report["tools"]}
+    assert found
+    assert all(each["as_expected"] for each in found.values())
+    for array in ARRAYS:
+        copied = found["qemu-img convert -C", array, "support"]
+        assert (copied["outcome"], copied["differing_blocks"]) == ("executed", 0)
+        assert found["qemu-io write -z", array, "support"]["served"]
+    for tool in ("qemu-io write -z, NBD", "qemu-io discard, NBD"):
+        assert found[tool, PlayheadArray.array, "support"]["outcome"] == "executed"
+        assert found[tool, PlayheadArray.array, "reject"]["outcome"] == "by-host"
+    for tool in ("qemu-img convert -C", "qemu-io write -z", "qemu-io discard"):
+        assert found[tool, MissingArray.array, "ignore"]["outcome"] == "corrupt"
+
+
+def test_a_cell_that_is_not_as_expected_fails_the_run() -> None:
+    cell = next(matrix.cells(_Named()))  # type: ignore[arg-type]
+    assert vaai.Report(REGION_BYTES, [Measured(cell, Outcome.EXECUTED)]).as_expected
+    for outcome in (Outcome.CORRUPT, Outcome.WRONG, Outcome.FELL_BACK):
+        assert not vaai.Report(REGION_BYTES, [Measured(cell, outcome)]).as_expected
+
+
+class _Named:
+    splitter, array = "array", "none"
+
+
+def test_ignoring_exists_in_the_laboratorys_own_folders_alone(tmp_path: Path) -> None:
+    name, text = _native.LabArray.mark()
+
+    def refused(folder: Path) -> str:
+        with pytest.raises(_native.NativeError) as refusal:
+            _native.LabArray(folder, ["v"], 64)
+        return str(refusal.value.message)
+
+    assert "not a folder of the laboratory's own" in refused(tmp_path / "nowhere")
+    plain = tmp_path / "plain"
+    plain.mkdir()
+    assert name in refused(plain)
+    (plain / name).write_text("mine\n")
+    assert "says something else" in refused(plain)
+    # A group of a store, whatever is put beside it.
+    group = _native.Group.create(str(tmp_path / "group"), "g")
+    group.add_sparse_volume("v", 1 << 20)
+    group.close()
+    (tmp_path / "group" / name).write_text(text)
+    assert "it holds" in refused(tmp_path / "group")
+    # And what the laboratory has made, it does not take a second time.
+    ours = tmp_path / "ours"
+    ours.mkdir()
+    (ours / name).write_text(text)
+    _native.LabArray(ours, ["v"], 64).close()
+    assert "it holds" in refused(ours)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "text"),
+    [
+        (("--splitter", "nowhere"), "there is no splitter 'nowhere'"),
+        (("--size", "1M"), "a size of"),
+        (("--size", "3000001"), "a size of"),
+    ],
+)
+def test_what_cannot_be_run_is_said_in_one_line(arguments: tuple[str, ...], text: str) -> None:
+    done = playhead("lab", "vaai", *arguments)
+    assert done.returncode == 5
+    assert len(done.stderr.splitlines()) == 1
+    assert text in done.stderr
+
+
+def test_nothing_is_left_behind() -> None:
+    with arranged(MissingArray, REGION_BYTES) as arrangement:
+        arrangement.treat(matrix.PRIMITIVES[0], Treatment.IGNORE)
+        place = arrangement.production("target")
+        assert place.url.startswith("iscsi://127.0.0.1:")
+    with arranged(PlayheadArray, REGION_BYTES) as service:
+        address = service.production("target").address
+    done = playhead("lab", "probe", f"iscsi://{address}/iqn.2026-11.org.example:x/0", "--timeout", "2s")
+    assert done.returncode == 6

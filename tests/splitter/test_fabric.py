@@ -1,0 +1,214 @@
+"""The fabric-based splitter through the service: tgtd is the array, hosts use its LUN by way of Playhead, and the volume follows it."""
+
+from __future__ import annotations
+
+import random
+import subprocess
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from tests.appliance import Appliance, CliError
+from tests.control import io
+from tests.control.initiator import Initiator, RefusedError
+from tests.splitter import tgtd
+from tests.splitter.tgtd import Tgtd
+
+SIZE_BYTES = 32 << 20
+BLOCKS = SIZE_BYTES // 512
+SYNCHRONISED_LIMIT_S = 60.0
+HOST = "iqn.2026-11.example:host"
+
+RESERVATION_CONFLICT = 0x18
+
+pytestmark = pytest.mark.skipif(not tgtd.is_installed(), reason="tgtd is not installed")
+
+
+@pytest.fixture
+def array(tmp_path: Path) -> Iterator[Tgtd]:
+    with Tgtd(tmp_path, SIZE_BYTES) as array:
+        yield array
+
+
+def protect(appliance: Appliance, array: Tgtd, *options: str) -> dict[str, Any]:
+    """A volume `db/data` that follows the array's LUN, once it is synchronised."""
+    appliance.cli("array", "add", "san", "--portal", array.portal)
+    appliance.cli("group", "create", "db")
+    where = ("--array", "san", "--target", tgtd.TARGET, "--lun", str(tgtd.LUN))
+    appliance.cli("volume", "create", "db/data", *where, *options)
+    return synchronised(appliance)
+
+
+def synchronised(appliance: Appliance) -> dict[str, Any]:
+    deadline = time.monotonic() + SYNCHRONISED_LIMIT_S
+    while True:
+        volume: dict[str, Any] = appliance.cli("volume", "show", "db/data")
+        if volume["fabric"]["state"] == "synchronised":
+            return volume
+        assert time.monotonic() < deadline, volume["fabric"]
+        time.sleep(0.1)
+
+
+def check_equal(appliance: Appliance, array: Tgtd, name: str) -> None:
+    """An image of the head holds what the array's file holds, block for block."""
+    image = appliance.cli("image", "open", f"db/{name}", "--at", "head")
+    compare = ["qemu-img", "compare", "-f", "raw", "-F", "raw", str(array.file), image["iscsi_url"]]
+    done = subprocess.run(compare, capture_output=True, text=True, timeout=120, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr
+    appliance.cli("image", "close", f"db/{name}")
+
+
+def session(volume: dict[str, Any], name: str = HOST) -> Initiator:
+    portal, iqn, _ = volume["iscsi_url"].removeprefix("iscsi://").split("/")
+    return Initiator(portal, name, iqn)
+
+
+class Load(threading.Thread):
+    """A host that writes random blocks and tries again whatever does not end in GOOD."""
+
+    def __init__(self, volume: dict[str, Any], seed: int) -> None:
+        super().__init__()
+        self._volume = volume
+        self._random = random.Random(seed)
+        self._over = threading.Event()
+        self.written = 0
+        self.refused = 0
+
+    def run(self) -> None:
+        while not self._over.is_set():
+            try:
+                with session(self._volume) as host:
+                    self._write(host)
+            except (RefusedError, AssertionError):
+                time.sleep(0.05)
+
+    def _write(self, host: Initiator) -> None:
+        while not self._over.is_set():
+            lba, blocks = self._random.randrange(BLOCKS - 64), self._random.randrange(1, 64)
+            data = self._random.randbytes(512) * blocks
+            while not self._over.is_set():
+                answer = host.write(0, lba, data)
+                if answer.good:
+                    self.written += 1
+                    break
+                self.refused += 1
+                time.sleep(0.02)
+
+    def wait_for(self, more: int) -> None:
+        target, deadline = self.written + more, time.monotonic() + 60
+        while self.written < target:
+            assert time.monotonic() < deadline, f"{self.written} written, {self.refused} refused"
+            time.sleep(0.01)
+
+    def end(self) -> None:
+        self._over.set()
+        self.join(60)
+        assert not self.is_alive()
+
+
+def test_a_lun_of_an_array_is_protected_where_it_is(array: Tgtd, appliance: Appliance) -> None:
+    io.write(array.url, 0x11, "1M", "2M")
+    volume = protect(appliance, array)
+    # What was there before is in the first image.
+    check_equal(appliance, array, "first")
+    url = volume["iscsi_url"]
+    io.check(url, 0x11, "1M", "2M")
+    io.write(url, 0x22, "2M", "3M")
+    io.qemu_io(url, "write -z 4M 512k", "discard 8M 1M", "flush")
+    io.check(array.url, 0x22, "2M", "2M")
+    synchronised(appliance)
+    check_equal(appliance, array, "second")
+    assert volume["nbd_url"] is None
+    fabric = volume["fabric"]
+    assert (fabric["array"], fabric["target"], fabric["lun"], fabric["lag_bytes"]) == ("san", tgtd.TARGET, 1, 0)
+    shown = appliance.cli("array", "show", "san")
+    (lun,) = [lun for target in shown["targets"] for lun in target["luns"] if lun["is_disk"]]
+    assert (lun["number"], lun["size_bytes"], lun["volume"]) == (tgtd.LUN, SIZE_BYTES, "db/data")
+    with pytest.raises(CliError) as refused:
+        appliance.cli("array", "remove", "san")
+    assert refused.value.code == "conflict"
+    # It is there again after a restart, and after it is let go the array has everything.
+    appliance.stop()
+    appliance.start()
+    io.check(synchronised(appliance)["iscsi_url"], 0x22, "2M", "2M")
+    appliance.cli("volume", "delete", "db/data", "--delete-base")
+    appliance.cli("array", "remove", "san")
+    io.check(array.url, 0x22, "2M", "2M")
+
+
+def test_hosts_are_who_they_are_to_the_array(array: Tgtd, appliance: Appliance) -> None:
+    volume = protect(appliance, array)
+    with session(volume, f"{HOST}-a") as a, session(volume, f"{HOST}-b") as b:
+        # POWER ON is the array's to tell.
+        assert a.attentions(0)[0] >> 8 == 0x29
+        b.attentions(0)
+        register = bytes((0x5F, 0, 0, 0, 0, 0, 0, 0, 24, 0))
+        assert a.command(0, register, data=bytes(15) + b"\x0a" + bytes(8)).good
+        # RESERVE, write exclusive.
+        reserve = bytes((0x5F, 1, 1, 0, 0, 0, 0, 0, 24, 0))
+        assert a.command(0, reserve, data=bytes(7) + b"\x0a" + bytes(16)).good
+        assert b.write(0, 0, bytes(512)).status == RESERVATION_CONFLICT
+        assert a.write(0, 0, b"\x77" * 512).good
+        paths = appliance.cli("volume", "show", "db/data")["fabric"]["paths"]
+        assert {path["initiator"] for path in paths} >= {f"{HOST}-a", f"{HOST}-b"}
+        assert all(path["state"] == "up" for path in paths)
+    synchronised(appliance)
+    check_equal(appliance, array, "reserved")
+
+
+def test_the_array_wants_proof(array: Tgtd, appliance: Appliance, tmp_path: Path) -> None:
+    array.require_chap("playhead", "array-secret-1")
+    secret = tmp_path / "secret"
+    secret.write_text("array-secret-1\n")
+    secret.chmod(0o600)
+    appliance.cli("array", "add", "open", "--portal", array.portal)
+    shown = appliance.cli("array", "show", "open")
+    assert all(target["reason"] for target in shown["targets"])
+    added = appliance.cli(
+        "array", "add", "san", "--portal", array.portal, "--chap-user", "playhead", "--chap-secret-file", str(secret)
+    )
+    assert added["chap_user"] == "playhead" and "array-secret-1" not in str(added)
+    shown = appliance.cli("array", "show", "san")
+    assert [lun["number"] for target in shown["targets"] for lun in target["luns"] if lun["is_disk"]] == [tgtd.LUN]
+    assert "array-secret-1" not in appliance.said()
+
+
+@pytest.mark.expect_log("hosts are told to wait")
+@pytest.mark.expect_log("array")
+def test_an_array_that_dies_under_load_and_comes_back(array: Tgtd, appliance: Appliance) -> None:
+    volume = protect(appliance, array)
+    loads = [Load(volume, seed) for seed in (1, 2)]
+    for load in loads:
+        load.start()
+    try:
+        for _ in range(3):
+            loads[0].wait_for(100)
+            array.kill()
+            time.sleep(0.3)
+            array.start()
+            loads[1].wait_for(100)
+    finally:
+        for load in loads:
+            load.end()
+    synchronised(appliance)
+    check_equal(appliance, array, "after")
+    assert any(load.refused for load in loads)
+
+
+@pytest.mark.expect_log("array")
+def test_playhead_is_killed_under_load(array: Tgtd, appliance: Appliance, soak: bool) -> None:
+    volume = protect(appliance, array)
+    load = Load(volume, 3)
+    load.start()
+    try:
+        for _ in range(100 if soak else 3):
+            load.wait_for(60)
+            appliance.kill()
+            appliance.start()
+    finally:
+        load.end()
+    synchronised(appliance)
+    check_equal(appliance, array, "after")
