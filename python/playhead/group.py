@@ -60,6 +60,7 @@ class Group:
         self._luns: dict[str, Export] = {}
         self._fabric: dict[str, FabricVolume] = {}
         self._fabric_disks: dict[str, tuple[_native.Array, Lun]] = {}
+        self._fabric_faults: dict[str, str] = {}
         self._exported = False
 
     # Coming and going.
@@ -104,7 +105,7 @@ class Group:
             self._access.keep_only(self.row.name, self._paths())
             self._exports.add_target(self.row.iqn)
             for name in self._luns:
-                self._export_volume(name)
+                self._export_or_explain(name)
             for image in self._engine.images():
                 self._export_image(image)
             self._exported = True
@@ -362,10 +363,33 @@ class Group:
                 # Nothing is lost: what may differ stays marked, and is compared when the volume is opened again.
                 _log.info("a split did not close cleanly", volume=f"{self.row.name}/{of_name}", reason=error.message)
 
+    def _export_or_explain(self, name: str) -> None:
+        """Exports a volume; what is wrong with another array keeps neither the group nor the service back."""
+        try:
+            self._export_volume(name)
+        except (PlayheadError, NativeError) as error:
+            if name not in self._fabric:
+                raise
+            self._fabric_faults[name] = str(error)
+            _log.error("a volume cannot follow its production", volume=f"{self.row.name}/{name}", reason=str(error))
+
     def _fabric_status(self, name: str) -> Fabric | None:
         of, found = self._fabric.get(name), self._fabric_disks.get(name)
-        if of is None or found is None:
+        if of is None:
             return None
+        if found is None:
+            return Fabric(
+                array=of.array,
+                target=of.target,
+                lun=of.lun,
+                identity=of.identity,
+                state="production-lost",
+                reason=self._fabric_faults.get(name),
+                lag_bytes=0,
+                since=None,
+                resync_total_bytes=0,
+                paths=[],
+            )
         target, disk = found
         split = disk.split()
         return Fabric(

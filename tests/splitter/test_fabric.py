@@ -216,6 +216,29 @@ def test_playhead_is_killed_under_load(array: Tgtd, appliance: Appliance, soak: 
     check_equal(appliance, array, "after")
 
 
+@pytest.mark.expect_log("array")
+def test_the_service_starts_without_the_array(array: Tgtd, appliance: Appliance) -> None:
+    url = protect(appliance, array)["iscsi_url"]
+    io.write(url, 0x31)
+    synchronised(appliance)
+    appliance.stop()
+    array.kill()
+    appliance.start()
+    # The past is here, whatever the array does.
+    image = appliance.cli("image", "open", "db/past", "--at", "head")
+    io.check(image["iscsi_url"], 0x31, read_only=True)
+    volume = appliance.cli("volume", "show", "db/data")
+    with session(volume) as host:
+        # BUSY, which hosts wait on; LOGICAL UNIT COMMUNICATION FAILURE once the login that waited has failed.
+        answer = host.command(0, bytes((0x25, *bytes(9))), read_bytes=8)
+        assert answer.status in (0x08, 0x02), answer
+    array.start()
+    io.check(synchronised(appliance)["iscsi_url"], 0x31)
+    io.write(url, 0x32)
+    synchronised(appliance)
+    check_equal(appliance, array, "now")
+
+
 QUICK = [
     "TestUnitReady",
     "Inquiry",
