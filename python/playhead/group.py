@@ -61,6 +61,7 @@ class Group:
         self._luns: dict[str, Export] = {}
         self._fabric: dict[str, FabricVolume] = {}
         self._fabric_disks: dict[str, tuple[_native.Array, Lun]] = {}
+        self._fabric_faults: dict[str, str] = {}
         self._exported = False
         self._splitters = Splitters(row.name, directory / "splitter")
 
@@ -109,7 +110,7 @@ class Group:
                 block = self._luns[name].physical_block_bytes
                 self._splitters.open_or_lose(self._engine, name, splitter, self.row.on_journal_failure, block)
             for name in self._luns:
-                self._export_volume(name)
+                self._export_or_explain(name)
             for image in self._engine.images():
                 self._export_image(image)
             self._exported = True
@@ -372,10 +373,33 @@ class Group:
                 # Nothing is lost: what may differ stays marked, and is compared when the volume is opened again.
                 _log.info("a split did not close cleanly", volume=f"{self.row.name}/{of_name}", reason=error.message)
 
+    def _export_or_explain(self, name: str) -> None:
+        """Exports a volume; what is wrong with another array keeps neither the group nor the service back."""
+        try:
+            self._export_volume(name)
+        except (PlayheadError, NativeError) as error:
+            if name not in self._fabric:
+                raise
+            self._fabric_faults[name] = str(error)
+            _log.error("a volume cannot follow its production", volume=f"{self.row.name}/{name}", reason=str(error))
+
     def _fabric_status(self, name: str) -> Fabric | None:
         of, found = self._fabric.get(name), self._fabric_disks.get(name)
-        if of is None or found is None:
+        if of is None:
             return None
+        if found is None:
+            return Fabric(
+                array=of.array,
+                target=of.target,
+                lun=of.lun,
+                identity=of.identity,
+                state="production-lost",
+                reason=self._fabric_faults.get(name),
+                lag_bytes=0,
+                since=None,
+                resync_total_bytes=0,
+                paths=[],
+            )
         target, disk = found
         split = disk.split()
         return Fabric(

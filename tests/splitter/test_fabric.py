@@ -12,9 +12,11 @@ from typing import Any
 
 import pytest
 from tests.appliance import Appliance, CliError
+from tests.conformance import suites
 from tests.control import io
 from tests.control.initiator import Initiator, RefusedError
 from tests.splitter import tgtd
+from tests.splitter.suite import differences
 from tests.splitter.tgtd import Tgtd
 
 SIZE_BYTES = 32 << 20
@@ -212,3 +214,72 @@ def test_playhead_is_killed_under_load(array: Tgtd, appliance: Appliance, soak: 
         load.end()
     synchronised(appliance)
     check_equal(appliance, array, "after")
+
+
+@pytest.mark.expect_log("array")
+def test_the_service_starts_without_the_array(array: Tgtd, appliance: Appliance) -> None:
+    url = protect(appliance, array)["iscsi_url"]
+    io.write(url, 0x31)
+    synchronised(appliance)
+    appliance.stop()
+    array.kill()
+    appliance.start()
+    # The past is here, whatever the array does.
+    image = appliance.cli("image", "open", "db/past", "--at", "head")
+    io.check(image["iscsi_url"], 0x31, read_only=True)
+    volume = appliance.cli("volume", "show", "db/data")
+    with session(volume) as host:
+        # BUSY, which hosts wait on; LOGICAL UNIT COMMUNICATION FAILURE once the login that waited has failed.
+        answer = host.command(0, bytes((0x25, *bytes(9))), read_bytes=8)
+        assert answer.status in (0x08, 0x02), answer
+    array.start()
+    io.check(synchronised(appliance)["iscsi_url"], 0x31)
+    io.write(url, 0x32)
+    synchronised(appliance)
+    check_equal(appliance, array, "now")
+
+
+QUICK = [
+    "TestUnitReady",
+    "Inquiry",
+    "ReadCapacity16",
+    "Read10",
+    "Write10",
+    "Write16",
+    "WriteSame16",
+    "WriteVerify10",
+    "Unmap",
+    "ProutReserve",
+    "ProutPreempt",
+    "ReportSupportedOpcodes",
+    "iSCSIResiduals",
+    "iSCSITMF",
+]
+"""Families of libiscsi's suite; with --soak all of them."""
+
+_READS_FIRST = "Playhead reads a CDB that may change blocks before it forwards it, and refuses reserved values itself; tgtd has no SANITIZE"
+_RESETS = "tgtd has no target reset; Playhead makes it one of the LUN"
+DIFFERENT = {
+    "Reserve6.TargetColdReset": _RESETS,
+    "Reserve6.TargetWarmReset": _RESETS,
+    "Sanitize.BlockEraseReserved": _READS_FIRST,
+    "Sanitize.CryptoEraseReserved": _READS_FIRST,
+    "Sanitize.OverwriteReserved": _READS_FIRST,
+    "Sanitize.InvalidServiceAction": _READS_FIRST,
+    "iSCSIdatasn.iSCSIDataSnInvalid": "the host's session is Playhead's, which checks DataSN; tgtd does not",
+}
+"""Tests that come to something else than on tgtd alone, and why: all of them pass where tgtd's did not."""
+
+
+@pytest.mark.expect_log("iSCSI")
+@pytest.mark.expect_log("array")
+def test_libiscsis_suite_comes_to_what_it_comes_to_on_the_array_alone(
+    tmp_path: Path, appliance: Appliance, soak: bool
+) -> None:
+    if suites.installed() is None:
+        pytest.skip("iscsi-test-cu is not installed")
+    with Tgtd(tmp_path, 128 << 20) as array:
+        found = differences(appliance, array, [] if soak else QUICK)
+        assert {test: outcomes for test, outcomes in found.items() if test not in DIFFERENT} == {}
+        assert all(through == "passed" for _, through in found.values())
+        appliance.stop()

@@ -36,7 +36,7 @@ fn main() {
         cdb[2..6].copy_from_slice(&(lba as u32).to_be_bytes());
         cdb[8] = (BYTES / 512) as u8;
         let data_out = vec![i as u8; BYTES];
-        let task = Task { lun, cdb, attribute: 1, read_bytes: 0, write_bytes: BYTES as u32, data_out };
+        let task = Task { lun, cdb, attribute: 1, write_bytes: BYTES as u32, data_out, ..Task::default() };
         let begun = Instant::now();
         let answer = array.run(task, LIMIT).unwrap();
         let took = begun.elapsed();

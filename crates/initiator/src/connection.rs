@@ -187,8 +187,8 @@ impl Connection {
         let request = ScsiCommand {
             immediate: false,
             is_final: unsolicited == immediate,
-            read: task.read_bytes > 0 && !write,
-            write,
+            read: task.reads || task.read_bytes > 0,
+            write: task.writes || write,
             attribute: task.attribute,
             lun: task.lun,
             itt,

@@ -11,6 +11,10 @@ pub struct Task {
     pub cdb: [u8; 16],
     /// Task attribute (SAM-5 8.9): 0 untagged, 1 simple, 2 ordered, 3 head of queue, 4 ACA.
     pub attribute: u8,
+    /// Say that data comes (R), or goes (W), even if none is expected: what is beyond is told as residual.
+    pub reads: bool,
+    /// See `reads`.
+    pub writes: bool,
     /// Bytes that are expected to come, at most.
     pub read_bytes: u32,
     /// Announce a write even if `data_out` is shorter than this; Expected Data Transfer Length of a write. Zero: no write.

@@ -100,9 +100,9 @@ fn write(lba: u32, data: Vec<u8>) -> Task {
         lun: lun_bytes(1),
         cdb,
         attribute: 1,
-        read_bytes: 0,
         write_bytes: data.len() as u32,
         data_out: data,
+        ..Task::default()
     }
 }
 

@@ -287,6 +287,8 @@ impl Session {
             lun: lun.address(),
             cdb: request.cdb,
             attribute: request.attribute,
+            reads: request.read,
+            writes: request.write,
             read_bytes: if request.read { request.expected_bytes } else { 0 },
             write_bytes: if request.write { request.expected_bytes } else { 0 },
             data_out,
@@ -656,8 +658,10 @@ impl Session {
         let Some(asking) = self.forwarding.asking.remove(&(at, tag)) else {
             return;
         };
-        // "No such task" to ABORT TASK: its status was sent before, or it was never there.
-        let done = response == outcome::COMPLETE || asking.number.is_some() && response == outcome::NO_TASK;
+        // "No such task" to ABORT TASK: its status has come before, unless somebody else has ended it without a word.
+        let lost = |number| self.forwarding.commands.get(&number).is_some_and(|command| !command.aborted);
+        let is_lost = response == outcome::NO_TASK && asking.number.is_some_and(lost);
+        let done = response == outcome::COMPLETE || is_lost;
         let told = if done { outcome::COMPLETE } else { response };
         let worst = self.forwarding.outcomes.entry(asking.itt).or_insert(told);
         *worst = (*worst).max(told);
