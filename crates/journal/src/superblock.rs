@@ -88,6 +88,9 @@ pub(crate) struct Memory {
     pub(crate) history: History,
     pub(crate) images: Vec<ImageEntry>,
     pub(crate) rewinds: Vec<Rewind>,
+    /// Whether it is a copy: records come from its source, and nobody else makes any.
+    #[serde(default)]
+    pub(crate) follows: bool,
 }
 
 impl Memory {

@@ -100,7 +100,7 @@ pub(crate) struct Window {
 /// An open group. The journal's own handle is shared, so this one is too.
 #[pyclass(frozen, module = "playhead._native")]
 pub(crate) struct Group {
-    inner: engine::Group,
+    pub(crate) inner: engine::Group,
 }
 
 fn options(segment_bytes: Option<u64>) -> engine::Options {
@@ -299,6 +299,11 @@ impl Group {
 
     fn rewinds(&self, py: Python<'_>) -> Vec<Rewind> {
         py.detach(|| self.inner.rewinds()).into_iter().map(Rewind::from).collect()
+    }
+
+    /// Forgets a copy that was removed: nothing is noted for it any more.
+    fn forget_copy(&self, py: Python<'_>, copy: &str) -> PyResult<()> {
+        unlocked(py, || self.inner.forget_copy(copy))
     }
 
     fn set_policy(
