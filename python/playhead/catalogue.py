@@ -93,6 +93,26 @@ MIGRATIONS = (
     ALTER TABLE exports ADD COLUMN physical_block_bytes INTEGER NOT NULL DEFAULT 4096
         CHECK (physical_block_bytes IN (512, 4096));
     """,
+    """
+    ALTER TABLE groups ADD COLUMN directory TEXT;
+    CREATE TABLE copies (
+        group_name TEXT NOT NULL REFERENCES groups (name) ON DELETE CASCADE,
+        name TEXT NOT NULL,
+        directory TEXT NOT NULL UNIQUE,
+        window_ns INTEGER,
+        limit_bytes INTEGER,
+        paused INTEGER NOT NULL DEFAULT 0 CHECK (paused IN (0, 1)),
+        created_ns INTEGER NOT NULL,
+        PRIMARY KEY (group_name, name)
+    ) STRICT;
+    CREATE TABLE copy_images (
+        group_name TEXT NOT NULL,
+        copy TEXT NOT NULL,
+        image TEXT NOT NULL,
+        PRIMARY KEY (group_name, image),
+        FOREIGN KEY (group_name, copy) REFERENCES copies (group_name, name) ON DELETE CASCADE
+    ) STRICT;
+    """,
 )
 """Migration n brings a catalogue from version n to n + 1. Never edited once released; only added to."""
 
@@ -115,6 +135,8 @@ class GroupRow:
     limit_bytes: int | None
     reserve_bytes: int
     created_ns: int
+    directory: str | None = None
+    """Where its journal is; None: in the store. A promoted copy stays where it is."""
 
     @property
     def limits(self) -> tuple[int | None, int | None, int]:
@@ -218,7 +240,7 @@ class Catalogue:
         """Every group, by name."""
         with self.transaction() as db:
             rows = db.execute(
-                "SELECT name, iqn, state, window_ns, limit_bytes, reserve_bytes, created_ns FROM groups ORDER BY name"
+                "SELECT name, iqn, state, window_ns, limit_bytes, reserve_bytes, created_ns, directory FROM groups ORDER BY name"
             ).fetchall()
         return [GroupRow(*row) for row in rows]
 
@@ -226,8 +248,17 @@ class Catalogue:
         with self.transaction() as db:
             try:
                 db.execute(
-                    "INSERT INTO groups VALUES (?, ?, ?, ?, ?, ?, ?)",
-                    (row.name, row.iqn, row.state, row.window_ns, row.limit_bytes, row.reserve_bytes, row.created_ns),
+                    "INSERT INTO groups VALUES (?, ?, ?, ?, ?, ?, ?, ?)",
+                    (
+                        row.name,
+                        row.iqn,
+                        row.state,
+                        row.window_ns,
+                        row.limit_bytes,
+                        row.reserve_bytes,
+                        row.created_ns,
+                        row.directory,
+                    ),
                 )
             except sqlite3.IntegrityError as error:
                 raise conflict(f"group {row.name} exists already", "choose another name") from error

@@ -7,7 +7,21 @@ from typing import Any
 from fastapi import FastAPI
 
 from playhead import _native
-from playhead.api import bookmark, group, host, image, job, journal, metrics, point, policy, status, target, volume
+from playhead.api import (
+    bookmark,
+    copy,
+    group,
+    host,
+    image,
+    job,
+    journal,
+    metrics,
+    point,
+    policy,
+    status,
+    target,
+    volume,
+)
 from playhead.api.guard import Guard
 from playhead.api.problem import PROBLEM_RESPONSES, install
 from playhead.appliance import Appliance
@@ -31,7 +45,7 @@ def create_app(
         responses=PROBLEM_RESPONSES,
     )
     app.state.appliance = appliance
-    for noun in (status, group, volume, bookmark, point, image, journal, target, host, policy, job):
+    for noun in (status, group, volume, bookmark, point, image, copy, journal, target, host, policy, job):
         app.include_router(noun.router, prefix=PREFIX)
     # Where those who scrape look for it.
     app.include_router(metrics.router)

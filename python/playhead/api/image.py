@@ -17,6 +17,7 @@ class ImageOpen(BaseModel):
     name: str
     at: str = Field(default="head", max_length=256, description="A point: LSN, time, span back from now, bookmark")
     writable: bool = Field(default=False, description="A branch that leaves history untouched")
+    copy_name: str | None = Field(default=None, description="Read from this copy; its images are read-only")
 
 
 @router.get("/images")
@@ -41,7 +42,7 @@ def list_images(group: TheGroup) -> list[Image]:
 @router.post("/groups/{group}/images", status_code=201)
 def open_image(body: ImageOpen, group: TheGroup) -> Image:
     """Opens an image and exports each of its volumes. It stays open over restarts, until it is closed."""
-    return group.open_image(body.name, body.at, body.writable)
+    return group.open_image(body.name, body.at, body.writable, body.copy_name)
 
 
 @router.get("/groups/{group}/images/{image}")
