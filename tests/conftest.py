@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -14,7 +15,12 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    known: Counter[str] = Counter()
     for item in items:
+        # Workers know tests by their names, and drop all but one of a name. Generated tests (one for each operation of the API) share theirs.
+        known[item.nodeid] += 1
+        if known[item.nodeid] > 1:
+            item._nodeid += f"[{known[item.nodeid]}]"  # type: ignore[attr-defined]
         # With several workers a file's tests stay together, and so do those that share the one guest.
         folder = item.path.parent.name
         item.add_marker(pytest.mark.xdist_group(folder if folder == "vm" else str(item.path)))

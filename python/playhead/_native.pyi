@@ -173,6 +173,7 @@ class Group:
     def undo_rewind(self) -> RewindDict: ...
     def rewinds(self) -> list[RewindDict]: ...
     def set_policy(self, window_ns: int | None, limit_bytes: int | None, reserve_bytes: int) -> None: ...
+    def forget_copy(self, copy: str) -> None: ...
     def trim_to(self, lsn: int) -> PointDict: ...
     def settle(self, progress: Callable[[int, int], bool]) -> None: ...
 
@@ -204,6 +205,54 @@ class HostSplitter:
 
 def host_device_size(path: str, name: str) -> int:
     """The size in bytes of a file or block device that could be attached."""
+
+class StandingDict(TypedDict):
+    state: Literal[
+        "initialising",
+        "catching-up",
+        "synchronised",
+        "paused",
+        "unreachable",
+        "resynchronising",
+        "diverged",
+        "failed",
+    ]
+    reason: str | None
+    since_ns: int
+    consistent: bool
+    received_lsn: int | None
+    durable_lsn: int | None
+    head: PointDict | None
+    lag_bytes: int | None
+    lag_ns: int | None
+    received_bytes: int
+    opened: int
+    left_bytes: int | None
+    total_bytes: int | None
+    moved_bytes: int | None
+
+class ComparisonDict(TypedDict):
+    point: PointDict
+    total_bytes: int
+    hashed_bytes: int
+    differing_blocks: int
+    differences: list[tuple[str, int, int]]
+
+class Copy:
+    """A copy of a group that a thread of the engine keeps up. Without a source it is opened for its images alone."""
+
+    @staticmethod
+    def keep(
+        source: Group | None, dir: str, name: str, window_ns: int | None, limit_bytes: int | None, paused: bool
+    ) -> Copy: ...
+    def stop(self) -> None: ...
+    def pause(self, paused: bool) -> None: ...
+    def set_policy(self, window_ns: int | None, limit_bytes: int | None) -> None: ...
+    def group(self) -> Group | None: ...
+    def standing(self) -> StandingDict: ...
+    def verify(self, source: Group, lsn: int, progress: Callable[[int, int], bool]) -> ComparisonDict: ...
+
+def promote_copy(dir: str) -> None: ...
 
 class IscsiServer:
     """Listens from its construction on; who connects waits until `open`. `patience_s` limits how long a removal or a stop waits for I/O

@@ -15,13 +15,14 @@ from playhead._native import NativeError
 from playhead.access import Access
 from playhead.array import Arrays, FabricVolume, Identity
 from playhead.catalogue import Catalogue, GroupRow
+from playhead.copy import CopyWatch
 from playhead.errors import PlayheadError, conflict, not_found
 from playhead.export import Exports
 from playhead.group import Group, remove_directory
 from playhead.job import Jobs
 from playhead.node import Settings
 from playhead.point import show_time
-from playhead.resources import Disk, Policy, Service, Session, Status, Target, Volume
+from playhead.resources import Copy, Disk, Policy, Service, Session, Status, Target, Volume
 from playhead.space import SpaceWatch
 from playhead.store import Store
 
@@ -38,6 +39,7 @@ class Appliance:
         self._lock = threading.Lock()
         self._groups: dict[str, Group] = {}
         self._space = SpaceWatch(self.groups)
+        self._copies = CopyWatch(self.groups)
         self._started_ns = time.time_ns()
         self.store = Store(settings.store)
         try:
@@ -65,6 +67,7 @@ class Appliance:
             group.export()
         self.exports.open()
         self._space.start()
+        self._copies.start()
         _log.info("serving", store=str(self.store.path), groups=len(self._groups))
 
     def _settle_row(self, row: GroupRow) -> Group | None:
@@ -83,6 +86,7 @@ class Appliance:
         return group
 
     def _group(self, row: GroupRow, directory: Path) -> Group:
+        directory = Path(row.directory) if row.directory else directory
         return Group(
             row, directory, self._catalogue, self.exports, self.access, self.arrays, self.settings.space_low_bytes
         )
@@ -91,6 +95,7 @@ class Appliance:
         """Ends everything in order, within about the setting's deadline: sessions, jobs, groups, catalogue, store."""
         patience = self.settings.stop_deadline_s
         self._space.stop()
+        self._copies.stop()
         self.jobs.stop(patience / 4)
         self.exports.stop(patience / 2)
         for group in self.groups():
@@ -193,6 +198,10 @@ class Appliance:
                 return target
         raise not_found(f"there is no target {iqn[:230]!r}", "see `playhead target list`")
 
+    def copies(self) -> list[Copy]:
+        """The copies of all groups."""
+        return [copy for group in self.groups() for copy in group.copies.all()]
+
     def sessions(self) -> list[Session]:
         return self.exports.sessions()
 
@@ -217,8 +226,15 @@ class Appliance:
         groups = [group.resource() for group in self.groups()]
         alerts = [f"group {g.name} is not in service: {g.reason}; {g.next_step}" for g in groups if g.state == "failed"]
         alerts += [f"group {g.name}: {g.alert}" for g in groups if g.alert]
+        copies = self.copies()
+        alerts += [f"copy {copy.path}: {copy.alert}" for copy in copies if copy.alert]
         return Status(
-            service=self.service(), groups=groups, sessions=self.sessions(), jobs=self.jobs.list(), alerts=alerts
+            service=self.service(),
+            groups=groups,
+            copies=copies,
+            sessions=self.sessions(),
+            jobs=self.jobs.list(),
+            alerts=alerts,
         )
 
 

@@ -134,6 +134,26 @@ MIGRATIONS = (
         FOREIGN KEY (group_name, volume) REFERENCES exports (group_name, volume) ON DELETE CASCADE
     ) STRICT;
     """,
+    """
+    ALTER TABLE groups ADD COLUMN directory TEXT;
+    CREATE TABLE copies (
+        group_name TEXT NOT NULL REFERENCES groups (name) ON DELETE CASCADE,
+        name TEXT NOT NULL,
+        directory TEXT NOT NULL UNIQUE,
+        window_ns INTEGER,
+        limit_bytes INTEGER,
+        paused INTEGER NOT NULL DEFAULT 0 CHECK (paused IN (0, 1)),
+        created_ns INTEGER NOT NULL,
+        PRIMARY KEY (group_name, name)
+    ) STRICT;
+    CREATE TABLE copy_images (
+        group_name TEXT NOT NULL,
+        copy TEXT NOT NULL,
+        image TEXT NOT NULL,
+        PRIMARY KEY (group_name, image),
+        FOREIGN KEY (group_name, copy) REFERENCES copies (group_name, name) ON DELETE CASCADE
+    ) STRICT;
+    """,
 )
 """Migration n brings a catalogue from version n to n + 1. Never edited once released; only added to."""
 
@@ -159,6 +179,8 @@ class GroupRow:
     created_ns: int
     on_journal_failure: OnJournalFailure = "stop"
     """What hosts of volumes whose production lives elsewhere get while the journal cannot be written."""
+    directory: str | None = None
+    """Where its journal is; None: in the store. A promoted copy stays where it is."""
 
     @property
     def limits(self) -> tuple[int | None, int | None, int]:
@@ -271,7 +293,8 @@ class Catalogue:
         """Every group, by name."""
         with self.transaction() as db:
             rows = db.execute(
-                "SELECT name, iqn, state, window_ns, limit_bytes, reserve_bytes, created_ns, on_journal_failure FROM groups ORDER BY name"
+                "SELECT name, iqn, state, window_ns, limit_bytes, reserve_bytes, created_ns, on_journal_failure, directory"
+                " FROM groups ORDER BY name"
             ).fetchall()
         return [GroupRow(*row) for row in rows]
 
@@ -279,8 +302,8 @@ class Catalogue:
         with self.transaction() as db:
             try:
                 db.execute(
-                    "INSERT INTO groups VALUES (?, ?, ?, ?, ?, ?, ?, ?)",
-                    (row.name, row.iqn, row.state, *row.limits, row.created_ns, row.on_journal_failure),
+                    "INSERT INTO groups VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)",
+                    (row.name, row.iqn, row.state, *row.limits, row.created_ns, row.on_journal_failure, row.directory),
                 )
             except sqlite3.IntegrityError as error:
                 raise conflict(f"group {row.name} exists already", "choose another name") from error

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 from playhead import _native, log, names
 from playhead._native import NativeError
 from playhead.catalogue import PHYSICAL_BLOCK_BYTES, Catalogue, Export, GroupRow, SplitterRow
+from playhead.copy import Copies
 from playhead.errors import PlayheadError, conflict, not_found
 from playhead.export import Exports
 from playhead.masking import Place
@@ -64,6 +65,7 @@ class Group:
         self._fabric_faults: dict[str, str] = {}
         self._exported = False
         self._splitters = Splitters(row.name, directory / "splitter")
+        self.copies = Copies(self, catalogue)
 
     # Coming and going.
 
@@ -90,6 +92,7 @@ class Group:
     def export(self) -> None:
         """Offers all volumes and images to hosts, in the LUN order the catalogue remembers."""
         with self._lock:
+            self.copies.start(self._engine)
             if self._engine is None or self._exported:
                 return
             volumes = {volume["name"] for volume in self._engine.volumes()}
@@ -121,6 +124,10 @@ class Group:
         paths = [f"{name}/{volume['name']}" for volume in engine.volumes()]
         for image in engine.images():
             paths += [f"{name}/{image['name']}/{volume['name']}" for volume in engine.image_volumes(image["name"])]
+        # Images of copies are opened later than this; who may see them must not be forgotten meanwhile.
+        paths += [
+            f"{name}/{image}/{volume['name']}" for image in self.copies.image_names() for volume in engine.volumes()
+        ]
         return paths
 
     def retry(self) -> None:
@@ -128,14 +135,18 @@ class Group:
         with self._lock:
             if self._engine is not None:
                 raise conflict(f"group {self.row.name} is in service already")
+            self.copies.stop()
             self.open()
             if self._failure is not None:
+                self.copies.start(None)
                 raise self._failed()
             self.export()
 
     def close(self) -> None:
         """Flushes, marks the journal clean and lets go of it. Hosts get NOT READY from here on."""
         with self._lock:
+            # Copies first: they take what the journal has, and say at its side how far they are.
+            self.copies.stop()
             engine, self._engine = self._engine, None
             if engine is None:
                 return
@@ -152,6 +163,7 @@ class Group:
     def delete(self, force: bool) -> None:
         """Ends the group and removes its journal. Its bases must be dealt with before, volume by volume."""
         with self._lock:
+            self.copies.refuse_if_any()
             if self._engine is not None:
                 volumes = [volume["name"] for volume in self._engine.volumes()]
                 if volumes:
@@ -255,7 +267,9 @@ class Group:
 
     def resolve(self, at: str) -> PointDict:
         """The point that a person's expression names."""
-        engine = self.engine
+        return self._resolve(self.engine, at)
+
+    def _resolve(self, engine: _native.Group, at: str) -> PointDict:
         return resolve(
             at,
             group=self.row.name,
@@ -618,18 +632,26 @@ class Group:
     # Images.
 
     def images(self) -> list[Image]:
-        return [self._image(image) for image in self.engine.images()]
+        """Of production and of its copies. A failed group has those of its copies."""
+        own = [self._image(image) for image in self.engine.images()] if self._engine or not self.copies.names() else []
+        return own + [self._image(image, copy) for copy, image in self.copies.images()]
 
     def image(self, name: str) -> Image:
-        for image in self.engine.images():
-            if image["name"] == name:
-                return self._image(image)
+        for image in self.images():
+            if image.name == name:
+                return image
         raise not_found(f"group {self.row.name} has no open image {name[:80]!r}", "see `playhead image list`")
 
-    def open_image(self, name: str, at: str, writable: bool, force: bool = False) -> Image:
-        """The group's volumes as of a point, exported like volumes. `force`: also where a volume was being resynchronised."""
+    def open_image(self, name: str, at: str, writable: bool, *, force: bool = False, copy: str | None = None) -> Image:
+        """The group's volumes as of a point, exported like volumes; read from production, or from a copy. `force`: also where a volume was
+        being resynchronised.
+        """
         names.check_image(name)
         with self._lock:
+            if copy is not None:
+                return self._open_copy_image(name, at, writable, copy)
+            if name in self.copies.image_names():
+                raise conflict(f"a copy of group {self.row.name} has an open image {name}", "choose another name")
             point = self.resolve(at)
             image = self.engine.open_image(name, point["lsn"], writable, force)
             try:
@@ -645,25 +667,64 @@ class Group:
         with self._lock:
             image = self.image(name)
             disks = self._unexport_image(image)
+            if image.copy_name is not None:
+                self.copies.close_image(image.copy_name, name)
+                self._forget_image(image, disks)
+                return
             try:
                 self.engine.close_image(name)
             except NativeError:
                 self._export_image(next(i for i in self.engine.images() if i["name"] == name))
                 raise
-            self._access.forget_target(image.iqn)
-            for path, disk in disks.items():
-                self._access.forget_disk(path)
-                self._exports.forget(disk)
-            _log.info("image closed", image=image.path)
+            self._forget_image(image, disks)
+
+    def _forget_image(self, image: Image, disks: dict[str, Lun | None]) -> None:
+        self._access.forget_target(image.iqn)
+        for path, disk in disks.items():
+            self._access.forget_disk(path)
+            self._exports.forget(disk)
+        _log.info("image closed", image=image.path)
+
+    def _open_copy_image(self, name: str, at: str, writable: bool, copy: str) -> Image:
+        if writable:
+            raise conflict(
+                f"an image of copy {self.row.name}/{copy} cannot be writable: the copy's log is production's, byte for byte",
+                "open it read-only, open the same point of production as writable, or promote the copy",
+            )
+        if self._engine and any(image["name"] == name for image in self._engine.images()):
+            raise conflict(f"group {self.row.name} has an open image {name}", "choose another name")
+        engine = self.copies.engine(copy)
+        point = self._resolve(engine, at)
+        image = self.copies.open_image(copy, name, point["lsn"])
+        try:
+            self.export_copy_image(engine, image)
+        except NativeError:
+            self.copies.close_image(copy, name)
+            raise
+        _log.info("image opened", image=f"{self.row.name}/{name}", lsn=image["point"]["lsn"], copy=copy)
+        return self._image(image, copy)
+
+    def export_copy_image(self, engine: _native.Group, image: ImageDict) -> None:
+        """Offers an image of a copy to hosts."""
+        self._export_image(image, engine)
+
+    def unexport_copy_image(self, name: str) -> None:
+        """Takes an image's disks from hosts, for a time: who may see them stays known."""
+        iqn = self._image_iqn(name)
+        for exported in self._exports.disks():
+            if exported.place.iqn == iqn:
+                self._exports.remove_disk(exported.place.path)
+        self._exports.remove_target(iqn)
 
     def _image_iqn(self, name: str) -> str:
         return f"{self.row.iqn}:{name}"
 
-    def _export_image(self, image: ImageDict) -> None:
+    def _export_image(self, image: ImageDict, engine: _native.Group | None = None) -> None:
         iqn, name = self._image_iqn(image["name"]), image["name"]
+        engine = engine or self.engine
         self._exports.add_target(iqn)
-        for volume in self.engine.image_volumes(name):
-            disk = self.engine.image_lun(name, volume["name"], self._physical_block_bytes(volume))
+        for volume in engine.image_volumes(name):
+            disk = engine.image_lun(name, volume["name"], self._physical_block_bytes(volume))
             place = Place(f"{self.row.name}/{name}/{volume['name']}", iqn, self._lun(volume))
             self._exports.add_disk(place, disk)
 
@@ -672,11 +733,12 @@ class Group:
         self._exports.remove_target(image.iqn)
         return disks
 
-    def _image(self, image: ImageDict) -> Image:
+    def _image(self, image: ImageDict, copy: str | None = None) -> Image:
+        engine = self.copies.engine(copy) if copy is not None else self.engine
         iqn, path = self._image_iqn(image["name"]), f"{self.row.name}/{image['name']}"
         disks = [
             self._disk(volume, iqn, f"{path}/{volume['name']}", read_only=not image["writable"])
-            for volume in self.engine.image_volumes(image["name"])
+            for volume in engine.image_volumes(image["name"])
         ]
         disks.sort(key=lambda disk: disk.lun)
         first = disks[0] if disks else None
@@ -684,6 +746,7 @@ class Group:
             path=path,
             name=image["name"],
             group=self.row.name,
+            copy_name=copy,
             point=Point.of(image["point"]),
             writable=image["writable"],
             created=show_time(image["created_ns"]),
@@ -736,6 +799,41 @@ class Group:
         return Rewind(
             group=self.row.name, at=Point.of(rewind["at"]), to=Point.of(rewind["to"]), undo_lsn=rewind["undo_lsn"]
         )
+
+    # Taking over.
+
+    def promote_copy(self, name: str, force: bool) -> GroupResource:
+        """Makes a copy production. Hosts find the same targets, LUN numbers and identities on it. What production has and the copy has
+        not is lost to the group; the old journal is left where it is, for whoever wants to look at it.
+        """
+        with self._lock:
+            directory = self.copies.check_promotable(name, serving=self._engine is not None, force=force)
+            if self._engine is not None:
+                self._unexport_all()
+                self.copies.drain(name)
+            self.close()
+            old = self.directory
+            try:
+                _native.promote_copy(str(directory))
+                self.copies.promoted(name)
+                self.row = replace(self.row, directory=str(directory))
+                self.directory = directory
+            finally:
+                self.open()
+                self.export()
+            _log.info("copy promoted", copy=f"{self.row.name}/{name}", directory=str(directory), left_behind=str(old))
+            if self._failure is not None:
+                raise self._failed()
+            return self.resource()
+
+    def _unexport_all(self) -> None:
+        for image in self.images():
+            self._unexport_image(image)
+        if self._exported:
+            for name in self._luns:
+                self._exports.remove_disk(f"{self.row.name}/{name}")
+            self._exports.remove_target(self.row.iqn)
+        self._exported = False
 
     # The window.
 

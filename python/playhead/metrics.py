@@ -7,7 +7,7 @@ a counter may do. docs/rest.md lists the names.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 from prometheus_client import CollectorRegistry
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
@@ -17,7 +17,7 @@ from prometheus_client.registry import Collector
 from playhead.appliance import Appliance
 from playhead.errors import PlayheadError
 from playhead.point import parse_time_ns
-from playhead.resources import Group
+from playhead.resources import Copy, Group
 
 CONTENT_TYPE = CONTENT_TYPE_LATEST
 
@@ -42,6 +42,7 @@ class ApplianceCollector(Collector):
     def collect(self) -> Iterator[Metric]:
         yield from self._service()
         yield from self._groups()
+        yield from self._copies()
         yield from self._front_ends()
         yield from self._traffic()
         yield from self._offloads()
@@ -93,6 +94,27 @@ class ApplianceCollector(Collector):
             flushes.add_metric([journal.group], journal.flushes)
             syncs.add_metric([journal.group], journal.syncs)
         yield from (written, flushes, syncs)
+
+    def _copies(self) -> Iterator[Metric]:
+        copies = self._appliance.copies()
+        gauges: tuple[tuple[str, str, Callable[[Copy], float | None]], ...] = (
+            ("lag_bytes", "Journal that the copy does not have durably", lambda c: c.lag_bytes),
+            ("lag_seconds", "Age of the oldest record that the copy does not have durably", lambda c: c.lag_s),
+            ("left_bytes", "Of a synchronisation: blocks that may still differ", lambda c: c.left_bytes),
+            ("consistent", "1: it holds the group as of one point", lambda c: c.consistent),
+            ("journal_bytes", "Journal on the copy's disk", lambda c: c.journal_bytes),
+        )
+        for name, text, value in gauges:
+            gauge = GaugeMetricFamily(f"playhead_copy_{name}", text, labels=["group", "copy"])
+            for copy in copies:
+                number = value(copy)
+                if number is not None:
+                    gauge.add_metric([copy.group, copy.name], number)
+            yield gauge
+        state = GaugeMetricFamily("playhead_copy_state", "1 for the state it is in", labels=["group", "copy", "state"])
+        for copy in copies:
+            state.add_metric([copy.group, copy.name, copy.state], 1)
+        yield state
 
     def _front_ends(self) -> Iterator[Metric]:
         sessions = GaugeMetricFamily(

@@ -34,6 +34,11 @@ def check_image(name: str) -> str:
     return _check("image", name, _IQN_NAME, IQN_NAME_RULE)
 
 
+def check_copy(name: str) -> str:
+    """The name, if a copy may have it."""
+    return _check("copy", name, _IQN_NAME, IQN_NAME_RULE)
+
+
 def check_volume(name: str) -> str:
     """The name, if a volume may have it."""
     return _check("volume", name, _NAME, NAME_RULE)

@@ -147,6 +147,7 @@ class Image(BaseModel):
     path: str
     name: str
     group: str
+    copy_name: str | None = Field(description="The copy it is read from; null: production")
     point: Point
     writable: bool
     created: str
@@ -219,6 +220,38 @@ class Group(BaseModel):
     index_bytes: int | None
     lag_bytes: int | None = Field(description="Journal that a power loss now could take: not yet flushed by any host")
     free_bytes: int | None = Field(description="Free on the disk of its journal")
+    alert: str | None
+    created: str
+
+
+CopyState = Literal[
+    "initialising", "catching-up", "synchronised", "paused", "unreachable", "resynchronising", "diverged", "failed"
+]
+
+
+class Copy(BaseModel):
+    """A copy of a group on another disk."""
+
+    path: str
+    name: str
+    group: str
+    directory: str
+    state: CopyState
+    reason: str | None = Field(description="Why, where the state does not say it")
+    since: str = Field(description="When it came into this state")
+    consistent: bool = Field(description="Whether it holds the group as of one point: only then it can be promoted")
+    received_lsn: int | None
+    durable_lsn: int | None = Field(description="Everything before it survives power loss there")
+    lag_bytes: int | None = Field(description="Journal that it does not have durably")
+    lag_s: float | None = Field(description="Age of the oldest record that it does not have durably")
+    left_bytes: int | None = Field(description="Of a synchronisation: blocks that may still differ")
+    total_bytes: int | None = Field(description="Of a synchronisation: blocks that were to be looked at")
+    moved_bytes: int | None = Field(description="Of a synchronisation: data that had to be moved so far")
+    window: Window | None = Field(description="What can be restored from it; null while it is not consistent")
+    window_ns: int | None
+    limit_bytes: int | None
+    images: list[str]
+    journal_bytes: int | None
     alert: str | None
     created: str
 
@@ -433,6 +466,7 @@ class Status(BaseModel):
 
     service: Service
     groups: list[Group]
+    copies: list[Copy]
     sessions: list[Session]
     jobs: list[Job]
     alerts: list[str]

@@ -8,8 +8,9 @@ import struct
 
 import pytest
 from tests.appliance import Appliance
-from tests.initiator import cdb
-from tests.initiator.session import Session
+
+from playhead.lab import cdb
+from playhead.lab.session import Session
 
 BLOCK = cdb.BLOCK_BYTES
 

@@ -43,7 +43,7 @@ const PAGE_BYTES: u64 = 4096;
 /// How long a write waits for housekeeping to make room before it is refused.
 const ROOM_WAIT: Duration = Duration::from_secs(20);
 /// Full segments that may wait for their index before writers wait for the sealer.
-const MAX_SEALING: usize = 64;
+pub(crate) const MAX_SEALING: usize = 64;
 /// The most room kept for what must not wait for room; in small segments it is a sixteenth.
 const MAX_RESERVE_BYTES: u64 = 4 << 20;
 
@@ -68,6 +68,7 @@ impl Inner {
         timeline: TimelineId,
         drafts: &[Draft<'_>],
     ) -> Result<Lsn> {
+        self.check_leads()?;
         self.check_writable()?;
         while log.next.len() < self.needed(log, drafts, 0) {
             if log.preparing {
@@ -264,7 +265,7 @@ impl Inner {
     }
 
     /// Makes the segment behind those that are ready, of a spare one if there is any. The preparer must not be at it.
-    fn make_segment(&self, log: &mut Log) -> Result<()> {
+    pub(crate) fn make_segment(&self, log: &mut Log) -> Result<()> {
         let number = log.active.number + 1 + log.next.len() as u64;
         let (files, dir) = (&*self.files, &self.dir);
         let spare = self.spare.lock().pop();
@@ -280,6 +281,7 @@ impl Inner {
     /// Sees to it that enough segments are ready for `drafts`; refuses if there is no space for them. It may let go of the log while
     /// it waits for room, but never once it has found what it needs: what the caller then sees of the group stays so.
     pub(crate) fn make_room(&self, log: &mut MutexGuard<'_, Log>, drafts: &[Draft<'_>]) -> Result<()> {
+        self.check_leads()?;
         let deadline = Instant::now() + ROOM_WAIT;
         loop {
             self.check_writable()?;

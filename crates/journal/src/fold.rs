@@ -98,6 +98,7 @@ impl Inner {
             let target = control.memory.history.edge_up_to(target.min(head.lsn), &pinned);
             if target > edge.lsn {
                 let point = self.edge_point(target, head)?;
+                self.note_leaving(edge.lsn, point.lsn, &control.memory.history)?;
                 self.flush_inline()?;
                 self.remember(&mut control, |m| {
                     m.edge = point;

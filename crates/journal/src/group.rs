@@ -29,6 +29,7 @@ use crate::{
     image::ImageState,
     index::{Entry, SegmentIndex},
     keeper::Signal,
+    ledger::Ledger,
     lineage::{History, TimelineId},
     maps::{Maps, Sizes},
     read::CopyCache,
@@ -253,6 +254,8 @@ pub(crate) struct Inner {
     pub(crate) seed: u32,
     pub(crate) segment_bytes: u64,
     pub(crate) background: bool,
+    /// It is a copy, and makes no records of its own.
+    pub(crate) follows: bool,
     pub(crate) folding: Mutex<()>,
     pub(crate) tending: Mutex<()>,
     pub(crate) one_sealer: Mutex<()>,
@@ -284,6 +287,8 @@ pub(crate) struct Inner {
     pub(crate) threads: Mutex<Vec<JoinHandle<()>>>,
     pub(crate) copies: RwLock<CopyCache>,
     pub(crate) rows: Mutex<RowsCache>,
+    /// What each copy lacks; a leaf among the locks.
+    pub(crate) ledgers: Mutex<BTreeMap<String, Ledger>>,
 }
 
 /// A consistency group. Cheap to clone; all clones are the same group.
@@ -338,6 +343,7 @@ impl Group {
             images: Vec::new(),
             rewinds: Vec::new(),
             resyncing: BTreeMap::new(),
+            follows: false,
         };
         Segment::create(&*files, dir, memory.id, 0, bytes).map_err(|e| no_space(name, e))?;
         // The superblock comes last: a directory with one is a whole group.
@@ -417,6 +423,7 @@ impl Group {
     pub fn add_volume(&self, name: &str, base: NewBase) -> Result<Volume> {
         check_name("volume", name)?;
         let i = &self.0;
+        i.check_leads()?;
         let mut control = i.control.lock();
         i.check_open()?;
         if control.memory.volumes.iter().any(|v| v.name == name) {
@@ -476,6 +483,11 @@ impl Group {
     /// Removes a volume: hosts find it gone. The base stays (as of the trailing edge; [`Group::settle`] first to have it current)
     /// unless it is Playhead's own and `delete_base` is set.
     pub fn remove_volume(&self, name: &str, delete_base: bool) -> Result<()> {
+        self.0.check_leads()?;
+        self.drop_volume(name, delete_base)
+    }
+
+    pub(crate) fn drop_volume(&self, name: &str, delete_base: bool) -> Result<()> {
         let i = &self.0;
         let _folding = i.folding.lock();
         let mut control = i.control.lock();
@@ -573,6 +585,17 @@ impl Inner {
     pub(crate) fn check_open(&self) -> Result<()> {
         if self.closed.load(Ordering::Acquire) {
             return Err(Error::Gone(format!("group {}", self.name)));
+        }
+        Ok(())
+    }
+
+    /// Refuses when the group is a copy: what changes it comes from its source.
+    pub(crate) fn check_leads(&self) -> Result<()> {
+        if self.follows {
+            return Err(Error::Conflict(format!(
+                "this is a copy of group {}, which takes no changes of its own: make them on production, or promote the copy first",
+                self.name
+            )));
         }
         Ok(())
     }

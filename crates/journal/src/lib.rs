@@ -8,6 +8,9 @@
 mod append;
 mod asof;
 mod base;
+mod changed;
+pub mod compare;
+pub mod copier;
 mod copy;
 mod cover;
 pub mod error;
@@ -15,11 +18,14 @@ mod extents;
 pub mod files;
 mod flush;
 mod fold;
+mod follow;
 mod foreign;
 mod group;
 mod image;
 mod index;
+pub mod keep;
 mod keeper;
+mod ledger;
 mod lineage;
 mod mapped;
 mod maps;
@@ -33,14 +39,18 @@ mod resync;
 mod run;
 mod scan;
 mod segment;
+pub mod ship;
 mod step;
 mod superblock;
+mod sweep;
 mod view;
 mod volume;
 
+pub use changed::Blocks;
 pub use copy::{Copied, CopyPiece};
 pub use error::{Error, Result};
 pub use flush::FlushDone;
+pub use follow::{promote, Follower, Taken};
 pub use group::{
     check_name, Bookmark, BookmarkKind, Group, NewBase, Options, Point, Policy, Recovery, Stats, Window,
 };

@@ -28,6 +28,7 @@ use crate::{
     },
     image::ImageState,
     index::{index_dir, Entry, SegmentIndex},
+    ledger,
     lineage::{Stay, Timeline, TimelineId},
     maps::Maps,
     record::{BranchPoint, Opcode},
@@ -53,8 +54,29 @@ struct Tail {
 impl Group {
     /// Opens a group and recovers it. [`Error::Busy`] if somebody else has it open.
     pub fn open(files: Arc<dyn Files>, dir: &Path, options: &Options) -> Result<Group> {
+        Group::open_as(files, dir, options, false)
+    }
+
+    /// Opens a group in the role it has, which must be the expected one.
+    pub(crate) fn open_as(
+        files: Arc<dyn Files>,
+        dir: &Path,
+        options: &Options,
+        follows: bool,
+    ) -> Result<Group> {
         let started = Instant::now();
         let mut control = Superblock::open(&*files, dir)?;
+        if control.memory.follows != follows {
+            let (is, step) = match follows {
+                true => ("production's journal, not a copy", "give another directory"),
+                false => ("a copy", "promote it first"),
+            };
+            return Err(Error::Conflict(format!(
+                "{} holds {is} of group {}: {step}",
+                dir.display(),
+                control.memory.name
+            )));
+        }
         let memory = control.memory.clone();
         let mut volumes = BTreeMap::new();
         for info in &memory.volumes {
@@ -68,10 +90,13 @@ impl Group {
         let newest_copy = newest_copy(&*files, &memory, &tail)?;
         let branches = branches(&*files, &memory, &tail)?;
         let resyncs = resyncs(&*files, &memory, &tail)?;
-        // Records written from here on are told from whatever lies beyond the end, even after further crashes.
-        control.update(|m| m.epoch += 1)?;
-        // Both slots carry it, so that losing one does not make this run's records strangers.
-        control.update(|_| ())?;
+        // A copy's records bear the epochs of its source, and what lies beyond its end is what will come there again.
+        if !follows {
+            // Records written from here on are told from whatever lies beyond the end, even after further crashes.
+            control.update(|m| m.epoch += 1)?;
+            // Both slots carry it, so that losing one does not make this run's records strangers.
+            control.update(|_| ())?;
+        }
         let memory = control.memory.clone();
         let (number, offset) = place(tail.head.lsn, memory.segment_bytes);
         let active = tail.segments.get(&number).cloned().ok_or_else(|| Error::Damaged {
@@ -107,6 +132,7 @@ impl Group {
             newest_copy,
             resyncs,
         };
+        let ledgers = ledger::open_all(&*files, dir);
         let inner = Arc::new(Inner {
             files,
             dir: dir.to_path_buf(),
@@ -115,6 +141,7 @@ impl Group {
             seed: memory.seed(),
             segment_bytes: memory.segment_bytes,
             background: options.background,
+            follows,
             folding: Mutex::new(()),
             tending: Mutex::new(()),
             one_sealer: Mutex::new(()),
@@ -141,6 +168,7 @@ impl Group {
             threads: Mutex::new(Vec::new()),
             copies: Default::default(),
             rows: Default::default(),
+            ledgers: Mutex::new(ledgers),
         });
         inner.state.write().resized();
         inner.honour_branches(&branches)?;

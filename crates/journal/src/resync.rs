@@ -56,13 +56,7 @@ impl Spans {
     pub(crate) fn found(records: &[(Entry, Vec<u8>)], remembered: &BTreeMap<u32, Point>) -> Spans {
         let mut spans = Spans::default();
         for (e, payload) in records {
-            let point = Point { lsn: e.lsn, time_ns: e.time_ns };
-            if e.opcode == Opcode::ResyncBegin {
-                spans.begin(e.volume, point);
-            } else if e.opcode == Opcode::ResyncEnd && payload.len() == 16 {
-                let begin = Point { lsn: u64_at(payload, 0), time_ns: u64_at(payload, 8) };
-                spans.end(e.volume, begin, point);
-            }
+            spans.enter(e, payload);
         }
         for (volume, begin) in remembered {
             if !spans.0.iter().any(|s| s.volume == *volume && s.begin.lsn >= begin.lsn) {
@@ -70,6 +64,22 @@ impl Spans {
             }
         }
         spans
+    }
+
+    /// Follows a RESYNC_BEGIN or RESYNC_END record, which come in log order.
+    pub(crate) fn enter(&mut self, e: &Entry, payload: &[u8]) {
+        let point = Point { lsn: e.lsn, time_ns: e.time_ns };
+        if e.opcode == Opcode::ResyncBegin {
+            self.begin(e.volume, point);
+        } else if e.opcode == Opcode::ResyncEnd && payload.len() == 16 {
+            let begin = Point { lsn: u64_at(payload, 0), time_ns: u64_at(payload, 8) };
+            self.end(e.volume, begin, point);
+        }
+    }
+
+    /// Where those that go on began, by volume.
+    pub(crate) fn open_ones(&self) -> BTreeMap<u32, Point> {
+        self.0.iter().filter(|s| s.end.is_none()).map(|s| (s.volume, s.begin)).collect()
     }
 
     fn open(&self, volume: u32) -> Option<Point> {

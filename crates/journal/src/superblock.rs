@@ -96,6 +96,9 @@ pub(crate) struct Memory {
     /// Volumes that are not in step with their production, and since when.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     pub(crate) resyncing: BTreeMap<u32, Point>,
+    /// Whether it is a copy: records come from its source, and nobody else makes any.
+    #[serde(default)]
+    pub(crate) follows: bool,
 }
 
 impl Memory {

@@ -333,6 +333,11 @@ impl Group {
         py.detach(|| self.inner.rewinds()).into_iter().map(Rewind::from).collect()
     }
 
+    /// Forgets a copy that was removed: nothing is noted for it any more.
+    fn forget_copy(&self, py: Python<'_>, copy: &str) -> PyResult<()> {
+        unlocked(py, || self.inner.forget_copy(copy))
+    }
+
     fn set_policy(
         &self,
         py: Python<'_>,

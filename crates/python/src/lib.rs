@@ -6,6 +6,7 @@
 use pyo3::prelude::*;
 
 mod array;
+mod copy;
 mod error;
 mod group;
 mod iscsi;
@@ -27,6 +28,8 @@ fn version() -> &'static str {
 fn _native(module: &Bound<'_, PyModule>) -> PyResult<()> {
     module.add("NativeError", module.py().get_type::<error::NativeError>())?;
     module.add_class::<group::Group>()?;
+    module.add_class::<copy::Copy>()?;
+    module.add_function(wrap_pyfunction!(copy::promote_copy, module)?)?;
     module.add_class::<lun::Lun>()?;
     module.add_class::<array::Array>()?;
     module.add_class::<splitter::HostSplitter>()?;

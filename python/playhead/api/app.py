@@ -10,6 +10,7 @@ from playhead import _native
 from playhead.api import (
     array,
     bookmark,
+    copy,
     group,
     host,
     image,
@@ -45,7 +46,7 @@ def create_app(
         responses=PROBLEM_RESPONSES,
     )
     app.state.appliance = appliance
-    for noun in (status, group, volume, bookmark, point, image, journal, target, host, array, policy, job):
+    for noun in (status, group, volume, bookmark, point, image, copy, journal, target, host, array, policy, job):
         app.include_router(noun.router, prefix=PREFIX)
     # Where those who scrape look for it.
     app.include_router(metrics.router)

@@ -18,6 +18,7 @@ class ImageOpen(BaseModel):
     at: str = Field(default="head", max_length=256, description="A point: LSN, time, span back from now, bookmark")
     writable: bool = Field(default=False, description="A branch that leaves history untouched")
     force: bool = Field(default=False, description="Also where a volume was being resynchronised with its production")
+    copy_name: str | None = Field(default=None, description="Read from this copy; its images are read-only")
 
 
 @router.get("/images")
@@ -42,7 +43,7 @@ def list_images(group: TheGroup) -> list[Image]:
 @router.post("/groups/{group}/images", status_code=201)
 def open_image(body: ImageOpen, group: TheGroup) -> Image:
     """Opens an image and exports each of its volumes. It stays open over restarts, until it is closed."""
-    return group.open_image(body.name, body.at, body.writable, body.force)
+    return group.open_image(body.name, body.at, body.writable, force=body.force, copy=body.copy_name)
 
 
 @router.get("/groups/{group}/images/{image}")

@@ -22,6 +22,7 @@ NOUNS = {
     "bookmark": "Bookmarks: create, list.",
     "point": "Points: show what an expression stands for.",
     "image": "Images of the past: open, list, show, close.",
+    "copy": "Copies on other disks: add, list, show, set, pause, resume, verify, promote, remove.",
     "journal": "Journals: show, dump, verify, trim.",
     "target": "What hosts see: list, sessions, redirect, discovery-chap.",
     "host": "Hosts: create, list, show, delete, add-initiator, remove-initiator, chap, map, unmap.",

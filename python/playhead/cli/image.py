@@ -30,11 +30,14 @@ def command() -> None:
 @click.option("--at", default="head", show_default=True, metavar="POINT", help="LSN, time, -5m, or bookmark.")
 @click.option("--writable", is_flag=True, help="A branch that can be written; history stays as it is.")
 @click.option("--force", is_flag=True, help="Also of a moment at which a volume was being resynchronised.")
+@click.option("--copy", metavar="COPY", help="Read it from this copy of the group; read-only.")
 @output_option
 @click.pass_obj
-def open_(cli: Cli, which: tuple[str, str], at: str, writable: bool, force: bool, as_json: bool) -> None:
+def open_(
+    cli: Cli, which: tuple[str, str], at: str, writable: bool, force: bool, copy: str | None, as_json: bool
+) -> None:
     """Open an image of a moment and export each of its volumes. It stays, over restarts too, until closed."""
-    body = {"name": which[1], "at": at, "writable": writable, "force": force}
+    body = {"name": which[1], "at": at, "writable": writable, "force": force, "copy_name": copy}
     show(cli.post("groups", which[0], "images", body=body), as_json)
 
 
@@ -79,6 +82,7 @@ def show(image: dict[str, Any], as_json: bool) -> None:
             ("image", image["path"]),
             ("point", f"{image['point']['lsn']}  {image['point']['time']}"),
             ("writable", image["writable"]),
+            ("copy", image["copy_name"]),
             ("target", image["iqn"]),
         ]
     )

@@ -44,7 +44,7 @@ class MissingArray:
 
     @property
     def _address(self) -> str:
-        host, port = self._server.address
+        host, port = self._server.portals[0]
         return f"{host}:{port}"
 
     def impossible(self, _primitive: Primitive, _treatment: Treatment) -> str | None:

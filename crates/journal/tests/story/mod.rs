@@ -8,7 +8,7 @@ mod copies;
 use std::{
     collections::{BTreeMap, VecDeque},
     path::{Path, PathBuf},
-    sync::Arc,
+    sync::{Arc, Mutex},
 };
 
 use playhead_journal::{
@@ -75,6 +75,8 @@ pub(crate) struct Story {
     /// Ranges touched of late, where faults show.
     pub(crate) touched: VecDeque<(String, u64, u64)>,
     pub(crate) counts: BTreeMap<&'static str, u64>,
+    /// The group, for somebody who follows the story; it is taken back before the group is closed.
+    pub(crate) lent: Arc<Mutex<Option<Group>>>,
 }
 
 /// Whose blocks: production's (`None`) or an image's.
@@ -110,6 +112,7 @@ impl Story {
             told: VecDeque::new(),
             touched: VecDeque::new(),
             counts: BTreeMap::new(),
+            lent: Arc::default(),
         };
         story.note_head();
         story.edge = story.group().window().edge.lsn;
@@ -228,6 +231,7 @@ impl Story {
 
     /// Closes (or kills) and opens the group again.
     pub(crate) fn restart(&mut self, kill: bool) {
+        *self.lent.lock().expect("lent") = None;
         let group = self.group.take().expect("open");
         let other = self.other.take().expect("open");
         if kill {

@@ -1,0 +1,437 @@
+"""Copies of a group on other disks: what the catalogue says there should be, kept up by the engine, and their images exported.
+
+The engine's thread does everything with data (`crates/journal/src/keep.rs`). Here is decided which copies there are, where, how much past they
+keep and whether they take part; and a round every second brings what is exported in line with what the engine has open, since a
+copy whose disk went away and came back is another object with the same images.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from playhead import _native, log, names
+from playhead._native import NativeError
+from playhead.errors import PlayheadError, conflict, invalid, not_found
+from playhead.point import show_time
+from playhead.resources import Copy, Point, Window
+from playhead.sizes import show_size
+
+if TYPE_CHECKING:
+    from playhead._native import ImageDict
+    from playhead.catalogue import Catalogue
+    from playhead.group import Group
+
+LOOK_EVERY_S = 1.0
+DRAIN_PATIENCE_S = 30.0
+"""How long a promotion waits for the copy to take the last of a production that still serves."""
+VERIFY_PATIENCE_S = 600.0
+"""How long a verification waits for the copy to have the point."""
+
+_log = log.get("copy")
+
+
+@dataclass(frozen=True)
+class CopyRow:
+    """A copy as the catalogue knows it."""
+
+    group: str
+    name: str
+    directory: str
+    window_ns: int | None
+    limit_bytes: int | None
+    paused: bool
+    created_ns: int
+
+
+@dataclass
+class Kept:
+    """A copy in service."""
+
+    row: CopyRow
+    engine: _native.Copy
+    exported: int = 0
+    """The opening of the copy whose images are exported; 0: none are."""
+
+
+class Copies:
+    """The copies of one group. Reading waits for nothing; what changes them takes the group's lock."""
+
+    def __init__(self, group: Group, catalogue: Catalogue) -> None:
+        self._group = group
+        self._catalogue = catalogue
+        self._lock = threading.RLock()
+        self._kept: dict[str, Kept] = {}
+        self._source: _native.Group | None = None
+
+    # Coming and going.
+
+    def start(self, source: _native.Group | None) -> None:
+        """Keeps every copy that the catalogue knows, of `source` or, while production is not in service, for its images alone."""
+        with self._lock:
+            self._source = source
+            for row in self._rows():
+                if row.name not in self._kept:
+                    self._keep(row)
+
+    def stop(self) -> None:
+        """Lets go of all, and takes their images from hosts."""
+        with self._lock:
+            for kept in self._kept.values():
+                self._unexport(kept)
+                kept.engine.stop()
+            self._kept = {}
+            self._source = None
+
+    def _keep(self, row: CopyRow) -> Kept:
+        engine = _native.Copy.keep(self._source, row.directory, row.name, row.window_ns, row.limit_bytes, row.paused)
+        kept = self._kept[row.name] = Kept(row, engine)
+        return kept
+
+    def _rows(self) -> list[CopyRow]:
+        with self._catalogue.transaction() as db:
+            rows = db.execute(
+                "SELECT group_name, name, directory, window_ns, limit_bytes, paused, created_ns FROM copies "
+                "WHERE group_name = ? ORDER BY name",
+                (self._group.row.name,),
+            ).fetchall()
+        return [
+            CopyRow(group, name, directory, window_ns, limit_bytes, bool(paused), created_ns)
+            for group, name, directory, window_ns, limit_bytes, paused, created_ns in rows
+        ]
+
+    def add(self, name: str, directory: str, window_ns: int | None, limit_bytes: int | None) -> Copy:
+        """A new copy in a directory of its own, or one that is there already."""
+        names.check_copy(name)
+        place = _checked(Path(directory), self._group.directory, f"{self._group.row.name}/{name}")
+        with self._lock:
+            source = self._group.engine
+            if name in self._kept:
+                raise conflict(f"group {self._group.row.name} has a copy {name} already", "choose another name")
+            row = CopyRow(self._group.row.name, name, str(place), window_ns, limit_bytes, False, time.time_ns())
+            source.forget_copy(name)
+            with self._catalogue.transaction() as db:
+                taken = db.execute("SELECT group_name, name FROM copies WHERE directory = ?", (str(place),)).fetchone()
+                if taken:
+                    raise conflict(f"{place} is the directory of copy {taken[0]}/{taken[1]}", "give another directory")
+                db.execute(
+                    "INSERT INTO copies VALUES (?, ?, ?, ?, ?, ?, ?)",
+                    (row.group, name, row.directory, window_ns, limit_bytes, 0, row.created_ns),
+                )
+            self._source = source
+            self._keep(row)
+            _log.info("copy added", copy=f"{row.group}/{name}", directory=row.directory)
+            return self.show(name)
+
+    def remove(self, name: str, delete_data: bool) -> None:
+        """Ends a copy. What is in its directory stays unless told otherwise."""
+        with self._lock:
+            kept = self._get(name)
+            self._unexport(kept)
+            kept.engine.stop()
+            del self._kept[name]
+            self._forget(name)
+            if self._source is not None:
+                self._source.forget_copy(name)
+            if delete_data:
+                from playhead.group import remove_directory
+
+                remove_directory(Path(kept.row.directory))
+            _log.info("copy removed", copy=f"{kept.row.group}/{name}", data="deleted" if delete_data else "kept")
+
+    def _forget(self, name: str) -> None:
+        with self._catalogue.transaction() as db:
+            db.execute("DELETE FROM copies WHERE group_name = ? AND name = ?", (self._group.row.name, name))
+
+    def change(
+        self, name: str, paused: bool | None = None, window_ns: int | None = None, limit_bytes: int | None = None,
+        policy: bool = False,
+    ) -> Copy:  # fmt: skip
+        """Pauses or resumes a copy, or (`policy`) says anew how much past it keeps."""
+        with self._lock:
+            kept = self._get(name)
+            row = replace(kept.row, paused=kept.row.paused if paused is None else paused)
+            if policy:
+                row = replace(row, window_ns=window_ns, limit_bytes=limit_bytes)
+            with self._catalogue.transaction() as db:
+                db.execute(
+                    "UPDATE copies SET paused = ?, window_ns = ?, limit_bytes = ? WHERE group_name = ? AND name = ?",
+                    (int(row.paused), row.window_ns, row.limit_bytes, row.group, name),
+                )
+            kept.row = row
+            kept.engine.pause(row.paused)
+            kept.engine.set_policy(row.window_ns, row.limit_bytes)
+            return self.show(name)
+
+    def refuse_if_any(self) -> None:
+        """A group with copies is not deleted."""
+        if self._kept:
+            first = next(iter(self._kept))
+            raise conflict(
+                f"group {self._group.row.name} still has {len(self._kept)} copy(ies): {', '.join(self._kept)}",
+                f"remove each first: `playhead copy remove {self._group.row.name}/{first}`",
+            )
+
+    # What there is.
+
+    def names(self) -> list[str]:
+        return list(self._kept)
+
+    def all(self) -> list[Copy]:
+        """Every copy."""
+        return [self._resource(kept) for kept in list(self._kept.values())]
+
+    def show(self, name: str) -> Copy:
+        return self._resource(self._get(name))
+
+    def _get(self, name: str) -> Kept:
+        kept = self._kept.get(name)
+        if kept is None:
+            raise not_found(
+                f"group {self._group.row.name} has no copy {name[:80]!r}",
+                "see `playhead copy list`, or make it with `playhead copy add`",
+            )
+        return kept
+
+    def engine(self, name: str) -> _native.Group:
+        """The copy as a group; raises while it is not consistent, or cannot be reached."""
+        engine = self._get(name).engine.group()
+        if engine is None:
+            found = self.show(name)
+            raise conflict(
+                f"copy {found.path} is {found.state} and cannot be opened"
+                + (f": {found.reason}" if found.reason else ""),
+                "wait until it is synchronised: see `playhead copy show`",
+            )
+        return engine
+
+    def _resource(self, kept: Kept) -> Copy:
+        row, standing = kept.row, kept.engine.standing()
+        window, images, journal_bytes = None, [], None
+        group = kept.engine.group()
+        if group is not None:
+            try:
+                found = group.window()
+                window = Window(edge=Point.of(found["edge"]), head=Point.of(found["head"]))
+                images = [image["name"] for image in group.images()]
+                journal_bytes = group.stats()["journal_bytes"]
+            except NativeError:
+                # It was let go of between two questions.
+                window, images, journal_bytes = None, [], None
+        return Copy(
+            path=f"{row.group}/{row.name}",
+            name=row.name,
+            group=row.group,
+            directory=row.directory,
+            state=standing["state"],
+            reason=standing["reason"],
+            since=show_time(standing["since_ns"]),
+            consistent=standing["consistent"],
+            received_lsn=standing["received_lsn"],
+            durable_lsn=standing["durable_lsn"],
+            lag_bytes=standing["lag_bytes"],
+            lag_s=None if standing["lag_ns"] is None else standing["lag_ns"] / 1e9,
+            left_bytes=standing["left_bytes"],
+            total_bytes=standing["total_bytes"],
+            moved_bytes=standing["moved_bytes"],
+            window=window,
+            window_ns=row.window_ns,
+            limit_bytes=row.limit_bytes,
+            images=images,
+            journal_bytes=journal_bytes,
+            alert=_alert(row, standing["state"], standing["reason"], standing["lag_bytes"]),
+            created=show_time(row.created_ns),
+        )
+
+    # Images.
+
+    def image_names(self) -> set[str]:
+        """Of all images that are open on copies, reachable or not."""
+        with self._catalogue.transaction() as db:
+            rows = db.execute("SELECT image FROM copy_images WHERE group_name = ?", (self._group.row.name,)).fetchall()
+        return {image for (image,) in rows}
+
+    def images(self) -> list[tuple[str, ImageDict]]:
+        """The open images of copies that can be reached: (copy, image)."""
+        found: list[tuple[str, ImageDict]] = []
+        for name, kept in list(self._kept.items()):
+            group = kept.engine.group()
+            if group is not None:
+                found += [(name, image) for image in group.images()]
+        return found
+
+    def open_image(self, copy: str, name: str, lsn: int) -> ImageDict:
+        """Opens an image on a copy. The catalogue first: who may see its disks must be kept from then on."""
+        with self._lock:
+            engine = self.engine(copy)
+            if name in self.image_names():
+                raise conflict(
+                    f"a copy of group {self._group.row.name} has an open image {name}", "choose another name"
+                )
+            with self._catalogue.transaction() as db:
+                db.execute("INSERT INTO copy_images VALUES (?, ?, ?)", (self._group.row.name, copy, name))
+            try:
+                return engine.open_image(name, lsn, False)
+            except NativeError:
+                self._forget_image(name)
+                raise
+
+    def close_image(self, copy: str, name: str) -> None:
+        with self._lock:
+            self.engine(copy).close_image(name)
+            self._forget_image(name)
+
+    def _forget_image(self, name: str) -> None:
+        with self._catalogue.transaction() as db:
+            db.execute("DELETE FROM copy_images WHERE group_name = ? AND image = ?", (self._group.row.name, name))
+
+    def look(self) -> None:
+        """One round: exports the images of a copy that came, takes those of one that went."""
+        with self._lock:
+            for kept in self._kept.values():
+                group, opened = kept.engine.group(), kept.engine.standing()["opened"]
+                if group is not None and kept.exported != opened:
+                    self._unexport(kept)
+                    known = self.image_names()
+                    for image in group.images():
+                        if image["name"] in known:
+                            self._group.unexport_copy_image(image["name"])
+                            self._group.export_copy_image(group, image)
+                    kept.exported = opened
+                elif group is None and kept.exported:
+                    self._unexport(kept)
+
+    def _unexport(self, kept: Kept) -> None:
+        with self._catalogue.transaction() as db:
+            rows = db.execute(
+                "SELECT image FROM copy_images WHERE group_name = ? AND copy = ?", (kept.row.group, kept.row.name)
+            ).fetchall()
+        for (image,) in rows:
+            self._group.unexport_copy_image(image)
+        kept.exported = 0
+
+    # Checking and taking over.
+
+    def verify(self, name: str, progress: Callable[[int, int], bool]) -> dict[str, Any]:
+        """Compares a copy with production as of production's present point, by hashes."""
+        kept, source = self._get(name), self._group.engine
+        source.flush()
+        lsn = source.head()["lsn"]
+        deadline = time.monotonic() + VERIFY_PATIENCE_S
+        while (kept.engine.standing()["received_lsn"] or 0) < lsn or kept.engine.group() is None:
+            if not progress(0, 0):
+                raise PlayheadError(
+                    "cancelled", f"the verification of copy {self._group.row.name}/{name} was cancelled"
+                )
+            if time.monotonic() > deadline:
+                found = self.show(name)
+                raise conflict(
+                    f"copy {found.path} does not get to LSN {lsn}: it is {found.state}", "see `playhead copy show`"
+                )
+            time.sleep(0.05)
+        compared = kept.engine.verify(source, lsn, progress)
+        return {
+            "copy": f"{self._group.row.name}/{name}",
+            "point": Point.of(compared["point"]).model_dump(),
+            "total_bytes": compared["total_bytes"],
+            "hashed_bytes": compared["hashed_bytes"],
+            "differing_blocks": compared["differing_blocks"],
+            "differences": [
+                {"volume": volume, "lba": lba, "count": count} for volume, lba, count in compared["differences"]
+            ],
+        }
+
+    def check_promotable(self, name: str, *, serving: bool, force: bool) -> Path:
+        """Refuses what cannot, or should not, become production; else where it is."""
+        found = self.show(name)
+        if serving and not force:
+            raise conflict(
+                f"production of group {found.group} is in service: promoting copy {found.path} takes its hosts to the copy, "
+                "and what the copy does not have is lost to them",
+                "stop the hosts, then promote with --force",
+            )
+        if not found.consistent:
+            raise conflict(
+                f"copy {found.path} is {found.state}: it is not consistent, so it cannot become production"
+                + (f" ({found.reason})" if found.reason else ""),
+                "let its synchronisation finish, or choose another copy",
+            )
+        return Path(found.directory)
+
+    def drain(self, name: str) -> None:
+        """Waits a while for the copy to have all that production has; hosts are held off meanwhile."""
+        kept = self._get(name)
+        kept.engine.pause(False)
+        deadline = time.monotonic() + DRAIN_PATIENCE_S
+        while kept.engine.standing()["lag_bytes"] and time.monotonic() < deadline:
+            if kept.engine.standing()["state"] in ("unreachable", "diverged", "failed"):
+                break
+            time.sleep(0.02)
+
+    def promoted(self, name: str) -> None:
+        """Writes down that a copy is production now; both in one transaction."""
+        with self._catalogue.transaction() as db:
+            row = db.execute(
+                "SELECT directory FROM copies WHERE group_name = ? AND name = ?", (self._group.row.name, name)
+            ).fetchone()
+            db.execute("DELETE FROM copies WHERE group_name = ? AND name = ?", (self._group.row.name, name))
+            db.execute("UPDATE groups SET directory = ? WHERE name = ?", (row[0], self._group.row.name))
+
+
+def _alert(row: CopyRow, state: str, reason: str | None, lag_bytes: int | None) -> str | None:
+    """What an administrator should know of a copy."""
+    if state in ("unreachable", "diverged", "failed") or (state == "paused" and not row.paused):
+        return f"it is {state}" + (f": {reason}" if reason else "")
+    if state == "resynchronising":
+        return "it is being synchronised anew and cannot be promoted until that is over"
+    if state == "paused":
+        return f"it is paused, {show_size(lag_bytes or 0)} behind; `playhead copy resume {row.group}/{row.name}`"
+    return None
+
+
+def _checked(place: Path, production: Path, path: str) -> Path:
+    if not place.is_absolute():
+        raise invalid(f"copy {path}: {str(place)!r} is not an absolute path", "write it from / on")
+    place = Path(*place.parts)
+    if ".." in place.parts:
+        raise invalid(f"copy {path}: {str(place)!r} goes through '..'", "write the path itself")
+    if place == production or production in place.parents or place in production.parents:
+        raise conflict(f"copy {path}: {place} is production's own place", "give a directory on another disk")
+    try:
+        inside = {entry.name for entry in place.iterdir()} if place.exists() else set()
+    except OSError as error:
+        raise PlayheadError("io", f"copy {path}: {place}: {error.strerror}", "give another directory") from error
+    if inside - {"lost+found"} and not inside & {"superblock", "sync"}:
+        raise conflict(f"copy {path}: {place} is not empty", "give a directory of its own")
+    return place
+
+
+class CopyWatch:
+    """The thread that looks after what is exported of copies."""
+
+    def __init__(self, groups: Callable[[], Iterable[Group]]) -> None:
+        self._groups = groups
+        self._end = threading.Event()
+        self._thread = threading.Thread(target=self._run, name="copies", daemon=True)
+
+    def start(self) -> None:
+        self._thread.start()
+
+    def stop(self) -> None:
+        self._end.set()
+        if self._thread.ident is not None:
+            self._thread.join()
+
+    def _run(self) -> None:
+        while not self._end.wait(LOOK_EVERY_S):
+            for group in self._groups():
+                try:
+                    group.copies.look()
+                except (NativeError, PlayheadError) as error:
+                    _log.info("images of copies are not as they should be yet", group=group.row.name, reason=str(error))
+                except Exception:  # noqa: BLE001 - the watch outlives a defect, and says so
+                    _log.exception("defect while looking after copies")
