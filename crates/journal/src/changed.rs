@@ -37,7 +37,7 @@ impl Blocks {
     /// Takes blocks out.
     pub fn remove(&mut self, volume: u32, lba: u64, count: u64) {
         let end = lba.saturating_add(count);
-        let Some(set) = self.volumes.get_mut(&volume) else { return };
+        let Some(set) = self.volumes.get_mut(&volume).filter(|_| count > 0) else { return };
         let cut: Vec<(u64, u64)> =
             set.range(..end).rev().take_while(|(_, e)| **e > lba).map(|(l, e)| (*l, *e)).collect();
         for (l, e) in cut {
