@@ -61,7 +61,7 @@ impl Replica {
     /// Errors: as [`Split::close`].
     pub fn close(&self) -> Result<(), LunError> {
         let split = self.split.write().take();
-        split.map_or(Ok(()), Split::close)
+        split.map_or(Ok(()), |split| split.close())
     }
 
     fn gone(&self) -> LunError {
