@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 from pathlib import Path
 from typing import Any
@@ -11,16 +12,17 @@ import pytest
 from tests.appliance import playhead
 
 from playhead import _native
-from playhead.lab import matrix, vaai
+from playhead.lab import matrix, page, vaai
 from playhead.lab.arrangement import Treatment
 from playhead.lab.fabric_splitter import FabricBeforeTgtd, FabricSplitter
+from playhead.lab.host_splitter import HostSplitter
 from playhead.lab.matrix import Measured, Outcome
 from playhead.lab.missing_array import MissingArray
 from playhead.lab.playhead_array import PlayheadArray
 from playhead.lab.settings import MIB
 from playhead.lab.vaai import arranged
 
-REGION_BYTES = 5 * MIB
+REGION_BYTES = 3 * MIB
 ARRAYS = {PlayheadArray.array, MissingArray.array}
 """With the splitter in them."""
 FABRIC = {FabricSplitter.array, FabricBeforeTgtd.array}
@@ -33,11 +35,26 @@ IMPOSSIBLE = {
 
 
 @pytest.fixture(scope="module")
-def report() -> dict[str, Any]:
-    done = playhead("lab", "vaai", "--size", str(REGION_BYTES), "-o", "json")
-    assert done.returncode == 0, done.stdout + done.stderr
-    found: dict[str, Any] = json.loads(done.stdout)
-    return found
+def found() -> vaai.Report:
+    return vaai.run(list(vaai.ARRANGEMENTS), REGION_BYTES, True, lambda _: None)
+
+
+@pytest.fixture(scope="module")
+def report(found: vaai.Report) -> dict[str, Any]:
+    """As programs see it."""
+    seen: dict[str, Any] = json.loads(json.dumps(found.json()))
+    assert seen["as_expected"]
+    return seen
+
+
+def test_the_page_is_written_from_the_cells(found: vaai.Report, tmp_path: Path) -> None:
+    written = tmp_path / "page.md"
+    page.write(written, found.cells, found.tools, REGION_BYTES)
+    text = written.read_text()
+    assert text.count("CORRUPT") >= 4
+    assert not re.search(r"\{(facts|summary|table|tools)\}", text)
+    for array in ARRAYS | {HostSplitter.array}:
+        assert f": {array}\n" in text
 
 
 def test_every_cell_is_what_it_must_be(report: dict[str, Any]) -> None:
@@ -45,7 +62,8 @@ def test_every_cell_is_what_it_must_be(report: dict[str, Any]) -> None:
     there = FABRIC if shutil.which("tgtd") else FABRIC - {FabricBeforeTgtd.array}
     assert {cell["array"] for cell in cells if cell["splitter"] == "array"} == ARRAYS
     assert {cell["array"] for cell in cells if cell["splitter"] == "fabric"} == there
-    assert len(cells) == (len(ARRAYS) + len(there)) * 4 * 3 * 2
+    assert {cell["array"] for cell in cells if cell["splitter"] == "host"} == {HostSplitter.array}
+    assert len(cells) == (len(ARRAYS) + 1 + len(there)) * 4 * 3 * 2
     for cell in cells:
         assert cell["as_expected"], cell
         place = (cell["array"], cell["offload"], cell["treatment"])

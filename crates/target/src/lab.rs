@@ -119,10 +119,13 @@ impl MissingArray {
         (stats.records, stats.bytes_written)
     }
 
-    /// Closes the journal. The splitters end with the array, as a crash would leave them: nobody opens them again.
+    /// Closes splitters and journal.
     ///
     /// Errors: a text.
     pub fn close(&self) -> Result<(), String> {
+        for lun in &self.luns {
+            lun.split.close().map_err(|e| e.to_string())?;
+        }
         self.shared.group.close().map_err(|e| e.to_string())
     }
 }

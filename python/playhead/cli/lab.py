@@ -97,7 +97,7 @@ def probe(url: str, as_json: bool, **given: Any) -> None:
 
 
 @command.command("vaai")
-@click.option("--splitter", "splitters", metavar="NAME[,NAME...]", help="array or fabric. [default: all]")
+@click.option("--splitter", "splitters", metavar="NAME[,NAME...]", help="array, host or fabric. [default: all]")
 @click.option(
     "--size", "size_text", metavar="SIZE", default="64M", show_default=True, help="What each operation is about."
 )

@@ -13,6 +13,7 @@ from playhead.errors import PlayheadError, invalid
 from playhead.lab import matrix, tools
 from playhead.lab.arrangement import AbsentError, Arrangement
 from playhead.lab.fabric_splitter import FabricBeforeTgtd, FabricSplitter
+from playhead.lab.host_splitter import HostSplitter
 from playhead.lab.matrix import Measured
 from playhead.lab.missing_array import MissingArray
 from playhead.lab.operations import OPERATION_OF
@@ -24,6 +25,7 @@ REGION_MIN, REGION_MAX = 3 * MIB, 4096 * MIB
 Build = Callable[[Path, int], Arrangement]
 ARRANGEMENTS: dict[str, tuple[Build, ...]] = {
     "array": (PlayheadArray, MissingArray),
+    "host": (HostSplitter,),
     "fabric": (FabricSplitter, FabricBeforeTgtd),
 }
 """By splitter; each is built in a folder that does not exist yet, with LUNs of so many bytes."""
