@@ -435,6 +435,9 @@ def test_a_catalogue_of_before_is_brought_up_to_date(tmp_path: Path) -> None:
             db.execute(f"DROP TABLE {table}")
         for column in ("read_only", "physical_block_bytes"):
             db.execute(f"ALTER TABLE exports DROP COLUMN {column}")
+        db.execute("DROP TABLE copy_images")
+        db.execute("DROP TABLE copies")
+        db.execute("ALTER TABLE groups DROP COLUMN directory")
         db.execute("PRAGMA user_version = 1")
     db.close()
     (tmp_path / "store" / "catalogue.db").chmod(0o644)
