@@ -2,28 +2,34 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 from tests.appliance import Appliance
+from xdist.scheduler import LoadScopeScheduling  # type: ignore[import-untyped]
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--soak", action="store_true", help="run the long tests too, at their full length")
 
 
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> LoadScopeScheduling:
+    """With several workers a file's tests stay together, and so do those that share the one guest."""
+    return ByFile(config, log)
+
+
+class ByFile(LoadScopeScheduling):  # type: ignore[misc]
+    """Hands out whole files, and `tests/vm` as one."""
+
+    def _split_scope(self, nodeid: str) -> str:
+        path = nodeid.split("::", 1)[0]
+        return str(Path(path).parent) if Path(path).parent.name == "vm" else path
+
+
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    known: Counter[str] = Counter()
-    for item in items:
-        # Workers know tests by their names, and drop all but one of a name. Generated tests (one for each operation of the API) share theirs.
-        known[item.nodeid] += 1
-        if known[item.nodeid] > 1:
-            item._nodeid += f"[{known[item.nodeid]}]"  # type: ignore[attr-defined]
-        # With several workers a file's tests stay together, and so do those that share the one guest.
-        folder = item.path.parent.name
-        item.add_marker(pytest.mark.xdist_group(folder if folder == "vm" else str(item.path)))
     if config.getoption("--soak"):
         return
     for item in items:

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 import schemathesis
-from hypothesis import HealthCheck, settings
+from hypothesis import HealthCheck, given, settings
 from schemathesis.checks import not_a_server_error
 from schemathesis.specs.openapi.checks import response_schema_conformance, status_code_conformance
 from tests.appliance import Appliance
@@ -30,11 +30,19 @@ def service(tmp_path_factory: pytest.TempPathFactory) -> object:
     assert not running.complaints()
 
 
-@schema.parametrize()  # type: ignore[untyped-decorator]
-@settings(max_examples=EXAMPLES, deadline=None, suppress_health_check=list(HealthCheck), print_blob=True)
-def test_every_operation_keeps_to_the_schema(case: Any, service: Appliance) -> None:
-    response = case.call(base_url=f"http://{service.addresses['api']}", timeout=60)
-    checks = [not_a_server_error, status_code_conformance, response_schema_conformance]
-    # No space is an honest answer of a machine that has none; everything else of 500 and up is a defect.
-    if response.status_code != 507:
-        case.validate_response(response, checks=checks)
+# One test each, with a name of its own.
+OPERATIONS: list[Any] = [found.ok() for found in schema.get_all_operations()]
+
+
+@pytest.mark.parametrize("operation", OPERATIONS, ids=[operation.label for operation in OPERATIONS])
+def test_every_operation_keeps_to_the_schema(operation: Any, service: Appliance) -> None:
+    @given(case=operation.as_strategy())
+    @settings(max_examples=EXAMPLES, deadline=None, suppress_health_check=list(HealthCheck), print_blob=True)
+    def holds(case: Any) -> None:
+        response = case.call(base_url=f"http://{service.addresses['api']}", timeout=60)
+        checks = [not_a_server_error, status_code_conformance, response_schema_conformance]
+        # No space is an honest answer of a machine that has none; everything else of 500 and up is a defect.
+        if response.status_code != 507:
+            case.validate_response(response, checks=checks)
+
+    holds()

@@ -77,6 +77,10 @@ impl Blocking {
     pub fn log_in(&mut self, limit: Duration) -> Result<(), Error> {
         let deadline = Instant::now() + limit;
         self.nexus.start();
+        // Between two commands nobody looks after the session: the target may have asked for a sign of life, or ended it.
+        if self.nexus.state() == State::Up {
+            self.turn(Instant::now());
+        }
         let mut last = None;
         while self.nexus.state() != State::Up {
             while let Some(event) = self.nexus.take() {

@@ -27,7 +27,7 @@ pub mod nexus;
 pub mod remote;
 pub mod task;
 
-pub use blocking::{Answer, Blocking};
+pub use blocking::{Answer, Blocking, Error};
 pub use nexus::{Event, Nexus, State, Status};
 pub use remote::{Chap, Remote, Secret, Timeouts};
 pub use task::{Done, Outcome, Task};

@@ -5,7 +5,7 @@ use super::edit::NewIdentity;
 use super::record::Range;
 use crate::lun::{Change, Compared, Extent, FlushDone, Lsn, Lun, LunError, LunIdentity, BLOCK_BYTES};
 use parking_lot::Mutex;
-use playhead_initiator::{discovery, Blocking, Task};
+use playhead_initiator::{discovery, Blocking, Error, Task};
 use playhead_wire::iscsi::lun_bytes;
 use std::any::Any;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -18,6 +18,8 @@ const READ_BYTES: usize = 256 << 10;
 const LIMIT: Duration = Duration::from_secs(10);
 /// Times a READ is repeated that finds the array busy or has a unit attention to hear of.
 const TRIES: u32 = 8;
+/// Times a READ is repeated whose session was lost.
+const LOST_MAX: u32 = 2;
 
 /// Who the LUN is to hosts.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -118,7 +120,15 @@ impl Production {
         let mut last = String::new();
         for attempt in 0..TRIES {
             let task = Task { lun, cdb, attribute: 1, read_bytes: part.len() as u32, ..Task::default() };
-            let answer = self.array.lock().run(task, LIMIT).map_err(|error| self.fault(error.to_string()))?;
+            let answer = match self.array.lock().run(task, LIMIT) {
+                Ok(answer) => answer,
+                // A session that was idle may be found ended by its first command; a READ can be sent again.
+                Err(Error::Lost(why)) if attempt < LOST_MAX => {
+                    last = why;
+                    continue;
+                }
+                Err(error) => return Err(self.fault(error.to_string())),
+            };
             match answer.status {
                 0 if answer.data.len() == part.len() => {
                     part.copy_from_slice(&answer.data);

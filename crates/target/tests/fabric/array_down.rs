@@ -68,3 +68,18 @@ fn a_host_that_dies_with_a_write_in_flight_leaves_it_to_be_read_back() {
     house.replica.resynchronise(house.lun.production());
     assert!(house.differences().is_empty());
 }
+
+#[test]
+fn an_array_that_ends_idle_sessions_is_read_all_the_same() {
+    let limits = Limits {
+        idle: Duration::from_millis(50),
+        ping_answer: Duration::from_millis(50),
+        ..Limits::default()
+    };
+    let house = House::of(Identity::Own, limits);
+    let mut block = [1; 512];
+    house.lun.production().read(5, &mut block).unwrap();
+    eventually(|| house.array.sessions().is_empty(), "the array keeps an idle session");
+    house.lun.production().read(5, &mut block).unwrap();
+    assert_eq!(block, [0; 512]);
+}

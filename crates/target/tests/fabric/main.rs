@@ -54,7 +54,12 @@ impl House {
     }
 
     fn with(shown: Identity) -> House {
-        let array = Server::bind("127.0.0.1:0".parse().unwrap(), Limits::default()).unwrap();
+        House::of(shown, Limits::default())
+    }
+
+    /// `limits` are the array's.
+    fn of(shown: Identity, limits: Limits) -> House {
+        let array = Server::bind("127.0.0.1:0".parse().unwrap(), limits).unwrap();
         let disk = Arc::new(RamDisk::new("array", BLOCKS));
         array.add_target(ARRAY_IQN).unwrap();
         array.set_lun(ARRAY_IQN, NUMBER, disk.clone()).unwrap();
