@@ -354,7 +354,14 @@ class Copies:
                 "and what the copy does not have is lost to them",
                 "stop the hosts, then promote with --force",
             )
-        if not found.consistent:
+        out_of_step = self._get(name).engine.group() is not None and not found.consistent
+        if out_of_step and not force:
+            raise conflict(
+                f"copy {found.path} ends where a volume was not in step with its production: {found.reason or found.state}",
+                "wait until it is consistent, or choose another copy; with --force it becomes production as it is, and the volume "
+                "is to be compared with its production",
+            )
+        if not found.consistent and not out_of_step:
             raise conflict(
                 f"copy {found.path} is {found.state}: it is not consistent, so it cannot become production"
                 + (f" ({found.reason})" if found.reason else ""),

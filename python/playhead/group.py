@@ -767,9 +767,9 @@ class Group:
             return self._rewound(self.engine.rewind(point["lsn"]))
 
     def _refuse_to_move(self) -> None:
-        if attached := self._splitters.names():
+        if elsewhere := sorted({*self._splitters.names(), *self._fabric}):
             raise conflict(
-                f"group {self.row.name} cannot be rewound: the production of volume {attached[0]} lives elsewhere",
+                f"group {self.row.name} cannot be rewound: the production of volume {elsewhere[0]} lives elsewhere",
                 "open an image of that point and copy from it",
             )
 
@@ -814,10 +814,12 @@ class Group:
             self.close()
             old = self.directory
             try:
-                _native.promote_copy(str(directory))
+                _native.promote_copy(str(directory), force)
                 self.copies.promoted(name)
                 self.row = replace(self.row, directory=str(directory))
                 self.directory = directory
+                # The change maps left behind tell what the old replicas lack; of the copy's nothing is known, so all is compared.
+                self._splitters = Splitters(self.row.name, directory / "splitter")
             finally:
                 self.open()
                 self.export()

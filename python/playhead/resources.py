@@ -239,7 +239,10 @@ class Copy(BaseModel):
     state: CopyState
     reason: str | None = Field(description="Why, where the state does not say it")
     since: str = Field(description="When it came into this state")
-    consistent: bool = Field(description="Whether it holds the group as of one point: only then it can be promoted")
+    consistent: bool = Field(
+        description="Whether it holds the group as of one point, at which every volume was in step with its production: only then it can be "
+        "promoted without force"
+    )
     received_lsn: int | None
     durable_lsn: int | None = Field(description="Everything before it survives power loss there")
     lag_bytes: int | None = Field(description="Journal that it does not have durably")

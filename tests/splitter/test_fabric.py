@@ -116,6 +116,7 @@ def test_a_lun_of_an_array_is_protected_where_it_is(array: Tgtd, appliance: Appl
     volume = protect(appliance, array)
     # What was there before is in the first image.
     check_equal(appliance, array, "first")
+    begun = appliance.cli("group", "head", "db")["lsn"]
     url = volume["iscsi_url"]
     io.check(url, 0x11, "1M", "2M")
     io.write(url, 0x22, "2M", "3M")
@@ -123,6 +124,8 @@ def test_a_lun_of_an_array_is_protected_where_it_is(array: Tgtd, appliance: Appl
     io.check(array.url, 0x22, "2M", "2M")
     synchronised(appliance)
     check_equal(appliance, array, "second")
+    # Hosts read the array, which no rewind of the journal moves.
+    assert appliance.refusal("group", "rewind", "db", "--to", str(begun)).code == "conflict"
     assert volume["nbd_url"] is None
     fabric = volume["fabric"]
     assert (fabric["array"], fabric["target"], fabric["lun"], fabric["lag_bytes"]) == ("san", tgtd.TARGET, 1, 0)

@@ -103,6 +103,30 @@ def test_a_file_is_attached_in_use_and_whole_when_it_is_detached(appliance: Appl
     assert len(whole_disk(address(past["nbd_url"]))) == len(now)
 
 
+@pytest.mark.expect_log("group cannot be served")
+def test_a_copy_that_takes_over_is_compared_with_production(appliance: Appliance, tmp_path: Path) -> None:
+    """It lacks what came last, and the change map of the journal that is gone knows nothing of that."""
+    file = tmp_path / "disk"
+    file.write_bytes(random.Random(3).randbytes(BLOCKS * BLOCK_BYTES))
+    volume = attach(appliance, file)
+    wait_for(appliance, "synchronised")
+    appliance.cli("copy", "add", "g/near", "--directory", str(tmp_path / "near"))
+    head = appliance.cli("group", "head", "g")["lsn"]
+    wait_until(lambda: (appliance.cli("copy", "show", "g/near")["durable_lsn"] or 0) >= head, "the copy is level")
+    appliance.cli("copy", "pause", "g/near")
+    wait_until(lambda: appliance.cli("copy", "show", "g/near")["state"] == "paused", "the copy is paused")
+    io.write(volume["nbd_url"], 0x6B, "1M", "64k")
+    wait_for(appliance, "synchronised")
+    appliance.stop()
+    (appliance.store / "groups" / "g" / "superblock").unlink()
+    appliance.start()
+    wait_until(lambda: appliance.cli("copy", "show", "g/near")["consistent"], "the copy is open")
+    appliance.cli("copy", "promote", "g/near")
+    wait_for(appliance, "synchronised")
+    assert head_image(appliance, "head") == file.read_bytes()
+    io.check(volume["nbd_url"], 0x6B, "1M", "64k")
+
+
 def settle_doubts(memory: Memory, disk: bytes) -> None:
     """Takes for granted what is found where the outcome is not known: a killed process may have written a part."""
     for doing in memory.doubtful:

@@ -12,6 +12,7 @@ use crate::{
     files::Files,
     follow::{Follower, Taken},
     group::{Options, Policy},
+    record::MAX_PAYLOAD_BYTES,
     ship::{Feed, Shipment},
     sweep::{fill_base, Sweep, SweepFigures, Swept},
     Error, Lsn,
@@ -21,8 +22,9 @@ use crate::{
 const CHUNK_BYTES: usize = 1 << 20;
 /// Bytes received after which they are made durable, though more are there.
 const FLUSH_EVERY_BYTES: u64 = 16 << 20;
-/// Bytes of the log's end that are compared when a copy is opened.
-const TAIL_BYTES: usize = 64 << 10;
+/// Bytes of the log's end that are compared when a copy is opened: the largest record and more, so that there is always a header among them,
+/// with its time and epoch. The end of what was written may be the same in two histories.
+const TAIL_BYTES: usize = MAX_PAYLOAD_BYTES + (64 << 10);
 
 /// What went wrong, and on which side.
 #[derive(Debug)]

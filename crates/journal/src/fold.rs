@@ -98,10 +98,15 @@ impl Inner {
             let target = control.memory.history.edge_up_to(target.min(head.lsn), &pinned);
             if target > edge.lsn {
                 let point = self.edge_point(target, head)?;
+                // Seen before all up to here is made durable: the record that ended any other stretch cannot be lost.
+                let mut resyncing = self.state.read().resyncs.open_ones();
+                resyncing.retain(|volume, _| control.memory.volumes.iter().any(|v| v.number == *volume));
                 self.note_leaving(edge.lsn, point.lsn, &control.memory.history)?;
                 self.flush_inline()?;
                 self.remember(&mut control, |m| {
                     m.edge = point;
+                    // The records that began them may go now.
+                    m.resyncing = resyncing;
                     m.durable_lsn = m.durable_lsn.max(point.lsn);
                     m.rewinds.retain(|r| r.undo_lsn >= point.lsn);
                 })?;

@@ -8,7 +8,12 @@
 //!
 //! Received and durable are two numbers: [`Follower::received`] is the head, in the page cache; [`Follower::durable`] survives power loss.
 
-use std::{io::IoSlice, path::Path, sync::Arc, time::Duration};
+use std::{
+    io::IoSlice,
+    path::Path,
+    sync::Arc,
+    time::{Duration, Instant},
+};
 
 use crate::{
     append::MAX_SEALING,
@@ -28,6 +33,8 @@ use crate::{
 
 /// How long to wait for housekeeping before looking again.
 const ROOM_WAIT: Duration = Duration::from_millis(200);
+/// How long until that is no use: whoever wants to stop the copy waits for it.
+const SEALED_WAIT: Duration = Duration::from_secs(20);
 
 /// An open copy.
 pub struct Follower {
@@ -178,6 +185,7 @@ impl Follower {
             if !inner.can_follow(header, payload, facts) {
                 drop(control);
                 inner.put_raw(chunk, &found.headers[done..i], header.lsn)?;
+                inner.remember_resyncs(&found.headers[..i])?;
                 return Ok(Taken::Stuck(header.lsn));
             }
             if let (Some(branch), Some(mut control)) = (branch, control) {
@@ -206,14 +214,28 @@ impl Follower {
 
 /// Makes a copy production: what was received becomes its journal, and the next opening may write. It must not be open. The source's
 /// writable images are not part of a copy.
-pub fn promote(files: &dyn Files, dir: &Path) -> Result<()> {
-    if sweep::under_way(files, dir)? {
+///
+/// Errors: [`Error::Inconsistent`] if a volume was not in step with its production at the copy's newest point; `anyway` promotes it all the
+/// same. [`Error::Conflict`], always, while a synchronisation is under way.
+pub fn promote(files: Arc<dyn Files>, dir: &Path, anyway: bool) -> Result<()> {
+    if sweep::under_way(&*files, dir)? {
         return Err(Error::Conflict(format!(
             "the copy in {} is not consistent: its synchronisation is not over, so it cannot be promoted; let it finish, or choose another copy",
             dir.display()
         )));
     }
-    let mut superblock = Superblock::open(files, dir)?;
+    if !Superblock::peek(&*files, dir)?.follows {
+        return Ok(());
+    }
+    if !anyway {
+        // Its log says that, and may know more than a superblock that a crash left.
+        let options = Options { background: false, ..Options::default() };
+        let follower = Follower::open(Arc::clone(&files), dir, &options)?;
+        let consistent = follower.group.check_consistent(follower.group.head().lsn);
+        follower.group.close()?;
+        consistent?;
+    }
+    let mut superblock = Superblock::open(&*files, dir)?;
     if !superblock.memory.follows {
         return Ok(());
     }
@@ -283,10 +305,18 @@ impl Inner {
     fn next_segment(&self, full: u64, pad: &[u8]) -> Result<()> {
         self.check_writable()?;
         let mut log = self.log.lock();
+        let deadline = Instant::now() + SEALED_WAIT;
         while self.background && (log.preparing || self.state.read().sealing.len() > MAX_SEALING) {
-            self.keeper.wake();
+            self.sealer.wake();
             self.room.wait_for(&mut log, ROOM_WAIT);
             self.check_writable()?;
+            if Instant::now() >= deadline {
+                return Err(Error::NoSpace {
+                    group: self.name.clone(),
+                    detail: "full segments of the copy do not get their indexes: free space on its disk, or see why it fails"
+                        .into(),
+                });
+            }
         }
         if log.next.is_empty() {
             if let Err(e) = self.make_segment(&mut log) {

@@ -490,6 +490,13 @@ impl Group {
     pub(crate) fn drop_volume(&self, name: &str, delete_base: bool) -> Result<()> {
         let i = &self.0;
         let _folding = i.folding.lock();
+        i.check_open()?;
+        let volume = self.find_volume(name)?;
+        if !delete_base || volume.info.adopted {
+            // A fold that was interrupted would leave its base as it never was.
+            let edge = i.state.read().edge.lsn;
+            i.fold(edge, &mut |_, _| true)?;
+        }
         let mut control = i.control.lock();
         i.check_open()?;
         let volume = self.find_volume(name)?;

@@ -80,7 +80,7 @@ pub struct Standing {
     pub reason: Option<String>,
     /// Since when, ns since the Unix epoch.
     pub since_ns: u64,
-    /// Whether what is on its disk is the group as of one point.
+    /// Whether what is on its disk is the group as of one point, at which every volume was in step with its production.
     pub consistent: bool,
     /// Everything before this has been received, as far as is known.
     pub received_lsn: Option<Lsn>,
@@ -287,7 +287,7 @@ impl Shared {
             (seen.received, seen.durable) = (Some(figures.point.lsn), Some(figures.point.lsn));
         }
         if let Some(follower) = copier.follower() {
-            seen.consistent = true;
+            seen.consistent = out_of_step(follower.group()).is_none();
             (seen.received, seen.durable) = (Some(follower.received()), Some(follower.durable()));
             if seen.group.is_none() {
                 seen.group = Some(follower.group().clone());
@@ -324,15 +324,15 @@ impl Shared {
                 Ok(Step::Level) => {
                     pause = FIRST_PAUSE;
                     level_at = Some(Instant::now());
-                    self.say(CopyState::Synchronised, None);
+                    self.say(CopyState::Synchronised, copier.follower().and_then(|f| out_of_step(f.group())));
                     LEVEL_WAIT
                 }
                 Ok(Step::Busy) => {
                     match (copier.sweep(), copier.follower()) {
                         (Some(figures), _) if figures.initial => self.say(CopyState::Initialising, None),
                         (Some(_), _) => self.say(CopyState::Resynchronising, None),
-                        (None, Some(_)) if level_at.is_none_or(|at| at.elapsed() > LEVEL_HOLDS) => {
-                            self.say(CopyState::CatchingUp, None);
+                        (None, Some(f)) if level_at.is_none_or(|at| at.elapsed() > LEVEL_HOLDS) => {
+                            self.say(CopyState::CatchingUp, out_of_step(f.group()));
                         }
                         _ => {}
                     }
@@ -366,7 +366,7 @@ impl Shared {
             return;
         }
         self.look(copier);
-        self.say(CopyState::Paused, None);
+        self.say(CopyState::Paused, copier.follower().and_then(|f| out_of_step(f.group())));
         self.wait(Duration::from_secs(1));
     }
 
@@ -394,7 +394,7 @@ impl Shared {
             match Follower::open(Arc::clone(&self.files), &self.dir, &options) {
                 Ok(follower) => {
                     let mut seen = self.seen.lock();
-                    seen.consistent = true;
+                    seen.consistent = out_of_step(follower.group()).is_none();
                     seen.opened += 1;
                     (seen.received, seen.durable) = (Some(follower.received()), Some(follower.received()));
                     seen.group = Some(follower.group().clone());
@@ -415,6 +415,11 @@ impl Shared {
             }
         }
     }
+}
+
+/// Why a copy's newest point is not consistent, though the copy is all that production was then.
+fn out_of_step(copy: &Group) -> Option<String> {
+    copy.check_consistent(copy.head().lsn).err().map(|e| e.to_string())
 }
 
 fn trouble_state(error: &Error) -> CopyState {

@@ -177,6 +177,23 @@ fn lacks_from(history: &History, position: Lsn, edge: Lsn) -> Lsn {
     parts.fold(position, Lsn::min).max(edge)
 }
 
+/// From where on in the log a copy that has the state at `settled` may lack changes.
+fn lacking_from(history: &History, settled: Lsn, edge: Lsn) -> Lsn {
+    if settled < edge {
+        return edge;
+    }
+    // All that can differ is in the log: from where the two lines of history part.
+    let then = history.lineage(history.production_at(settled), settled);
+    agree(&then, &history.current()).max(edge)
+}
+
+/// Changes of production's in `[from, to)`, gathered before anything was held for it.
+pub(crate) struct Ahead {
+    from: Lsn,
+    to: Lsn,
+    changed: Blocks,
+}
+
 impl Group {
     /// Forgets a copy: nothing is noted for it any more.
     pub fn forget_copy(&self, copy: &str) -> Result<()> {
@@ -193,8 +210,8 @@ impl Inner {
         state.history.timelines.keys().copied().filter(|t| !images.contains(t)).collect()
     }
 
-    /// Adds the blocks that production's records in `[from, to)` change.
-    pub(crate) fn gather_changes(&self, from: Lsn, to: Lsn, changed: &mut Blocks) -> Result<()> {
+    /// Adds the blocks that production's records in `[from, to)` change. `false`: not all of the log up to `to` is there.
+    pub(crate) fn gather_changes(&self, from: Lsn, to: Lsn, changed: &mut Blocks) -> Result<bool> {
         let lines = self.production_lines();
         let (mut number, _) = place(from, self.segment_bytes);
         while first_lsn(number, self.segment_bytes) < to && self.state.read().segments.contains_key(&number) {
@@ -205,7 +222,19 @@ impl Inner {
             }
             number += 1;
         }
-        Ok(())
+        Ok(first_lsn(number, self.segment_bytes) >= to)
+    }
+
+    /// What [`Inner::lacking`] will have to read of the log, as of now: nobody should wait for that, and `control` is not to be held.
+    pub(crate) fn gather_ahead(&self, settled: Lsn) -> Option<Ahead> {
+        let (from, to) = {
+            let state = self.state.read();
+            (lacking_from(&state.history, settled, state.edge.lsn), state.head.lsn)
+        };
+        let mut changed = Blocks::default();
+        // Where the edge comes by meanwhile it is not whole, and of no use.
+        let whole = self.gather_changes(from, to, &mut changed).unwrap_or(false);
+        whole.then_some(Ahead { from, to, changed })
     }
 
     /// Called before the log up to `to` is given up; the caller holds `control`, so that neither the edge nor production moves.
@@ -284,22 +313,19 @@ impl Inner {
         Ok(())
     }
 
-    /// What a copy that has the state at `settled` may lack of production's blocks now, at `head`; `None`: everything. The caller holds
-    /// `control`.
+    /// What a copy that has the state at `settled` may lack of production's blocks now, at `head`; `None`: everything. What was gathered
+    /// ahead is not read again. The caller holds `control`.
     pub(crate) fn lacking(
         &self,
         copy: &str,
         settled: Lsn,
         history: &History,
         head: Lsn,
+        ahead: Option<Ahead>,
     ) -> Result<Option<Blocks>> {
         let edge = self.state.read().edge.lsn;
         let mut changed = Blocks::default();
-        let from = if settled >= edge {
-            // All that can differ is in the log: from where the two lines of history part.
-            let then = history.lineage(history.production_at(settled), settled);
-            agree(&then, &history.current()).max(edge)
-        } else {
+        if settled < edge {
             let ledgers = self.ledgers.lock();
             match ledgers.get(copy) {
                 Some(ledger) if !ledger.everything && ledger.position <= settled => {
@@ -307,8 +333,12 @@ impl Inner {
                 }
                 _ => return Ok(None),
             }
-            edge
-        };
+        }
+        let mut from = lacking_from(history, settled, edge);
+        if let Some(ahead) = ahead.filter(|ahead| ahead.from <= from) {
+            changed.join(&ahead.changed);
+            from = from.max(ahead.to);
+        }
         self.gather_changes(from, head, &mut changed)?;
         Ok(Some(changed))
     }

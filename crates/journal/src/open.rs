@@ -89,6 +89,7 @@ impl Group {
         let bookmarks = bookmarks(&*files, &memory, &tail)?;
         let newest_copy = newest_copy(&*files, &memory, &tail)?;
         let branches = branches(&*files, &memory, &tail)?;
+        let newest_timeline = newest_timeline(&*files, &memory, &tail)?;
         let resyncs = resyncs(&*files, &memory, &tail)?;
         // A copy's records bear the epochs of its source, and what lies beyond its end is what will come there again.
         if !follows {
@@ -171,7 +172,7 @@ impl Group {
             ledgers: Mutex::new(ledgers),
         });
         inner.state.write().resized();
-        inner.honour_branches(&branches)?;
+        inner.honour_branches(&branches, newest_timeline)?;
         let memory = inner.control.lock().memory.clone();
         inner.restore_lines(&memory)?;
         // A fold that a crash interrupted is the keeper's to finish: what is not yet in the bases is in the log, and read from there.
@@ -206,10 +207,14 @@ impl Group {
 impl Inner {
     /// A crash can come between a BRANCH record and the superblock. Nobody was told of that rewind, but the log says that it happened,
     /// and whoever reads the log must find what we do: so it did. Only the newest can be in doubt, and nothing was written after it.
-    fn honour_branches(&self, branches: &[(Entry, BranchPoint)]) -> Result<()> {
+    ///
+    /// No new timeline gets the number of one that has records in the log, `newest` at most: a copy has records of its source's images, and
+    /// may never have had the BRANCH records that began them.
+    fn honour_branches(&self, branches: &[(Entry, BranchPoint)], newest: TimelineId) -> Result<()> {
         let mut control = self.control.lock();
         let known = control.memory.history.clone();
-        let next = branches.iter().map(|(_, b)| b.timeline + 1).max().unwrap_or(0).max(known.next);
+        let newest = branches.iter().map(|(_, b)| b.timeline).fold(newest, TimelineId::max);
+        let next = known.next.max(newest.saturating_add(1));
         let doubtful = branches.last().filter(|(e, b)| {
             let newest_stay = known.stays.last().map_or(0, |s| s.since);
             let written_after = self.state.read().head.lsn > e.end();
@@ -513,6 +518,22 @@ fn branches(files: &dyn Files, memory: &Memory, tail: &Tail) -> Result<Vec<(Entr
         }
     }
     Ok(out)
+}
+
+/// The highest number of a timeline that has records in the log.
+fn newest_timeline(files: &dyn Files, memory: &Memory, tail: &Tail) -> Result<TimelineId> {
+    let rest = tail.sealing.iter().flat_map(|s| s.entries.iter()).chain(&tail.active);
+    let mut newest = rest.map(|e| e.timeline).max().unwrap_or(0);
+    for index in tail.indexes.values() {
+        newest = match &index.timelines {
+            Some(few) => few.iter().copied().fold(newest, TimelineId::max),
+            None => {
+                let entries = index.entries(files, memory.seed())?;
+                entries.iter().map(|e| e.timeline).fold(newest, TimelineId::max)
+            }
+        };
+    }
+    Ok(newest)
 }
 
 fn payload(files: &dyn Files, memory: &Memory, tail: &Tail, e: &Entry) -> Result<Vec<u8>> {

@@ -20,6 +20,7 @@ use crate::{
     changed::Blocks,
     error::Context,
     group::Group,
+    index::Entry,
     lineage::TimelineId,
     read::{Line, Past},
     record::{record_bytes, Header, Opcode, HEADER_BYTES},
@@ -113,7 +114,8 @@ pub trait Feed: Send + Sync {
     fn time_after(&self, lsn: Lsn) -> Result<Option<u64>>;
     /// About `max_bytes` of whole records from `from` on, none of which starts at `until` or later.
     fn ship(&self, from: Lsn, until: Lsn, max_bytes: usize) -> Result<Shipment>;
-    /// Up to `max_bytes` of the log's bytes that end at `lsn`, within one segment; `None` if they are gone, or begin a segment.
+    /// Up to `max_bytes` of the log's bytes that end at `lsn`, within one segment; at the beginning of one those of the last records of the
+    /// one before. `None` if they are gone.
     /// [`Error::OutsideWindow`] if the log does not reach as far as `lsn`.
     fn tail(&self, lsn: Lsn, max_bytes: usize) -> Result<Option<Vec<u8>>>;
     /// Whether a copy of this name has been begun.
@@ -218,6 +220,24 @@ impl Group {
         state.segments.get(&number).filter(|_| number >= first).cloned()
     }
 
+    /// Where the record before `lsn` ends, which is another place where a segment begins. `None`: it is gone, or there never was one.
+    fn end_before(&self, lsn: Lsn) -> Result<Option<Lsn>> {
+        let i = &self.0;
+        let (number, offset) = place(lsn, i.segment_bytes);
+        if offset > SEGMENT_HEADER_BYTES {
+            return Ok(Some(lsn));
+        }
+        let Some(before) = number.checked_sub(1) else { return Ok(None) };
+        if self.kept_segment(first_lsn(before, i.segment_bytes)).is_none() {
+            return Ok(None);
+        }
+        match i.entries_of(before) {
+            Ok(entries) => Ok(entries.last().map(Entry::end)),
+            Err(_) if self.kept_segment(first_lsn(before, i.segment_bytes)).is_none() => Ok(None),
+            Err(e) => Err(e),
+        }
+    }
+
     pub(crate) fn volume_at(&self, (timeline, lsn): (TimelineId, Lsn), number: u32) -> Result<Volume> {
         let volume = self.0.state.read().volumes.get(&number).cloned();
         let volume =
@@ -318,15 +338,15 @@ impl Feed for Group {
         if lsn > head {
             return Err(Error::OutsideWindow { group: i.name.clone(), lsn, edge, head });
         }
-        let (_, offset) = place(lsn, i.segment_bytes);
-        let Some(segment) = self.kept_segment(lsn).filter(|_| offset > SEGMENT_HEADER_BYTES) else {
-            return Ok(None);
-        };
+        let Some(end) = self.end_before(lsn)? else { return Ok(None) };
+        let (_, offset) = place(end - 1, i.segment_bytes);
+        let offset = offset + 1;
+        let Some(segment) = self.kept_segment(end - 1) else { return Ok(None) };
         let mut bytes = vec![0; (offset - SEGMENT_HEADER_BYTES).min(max_bytes as u64) as usize];
         let at = offset - bytes.len() as u64;
         match segment.file(&*i.files).and_then(|f| f.read_at(&mut bytes, at).doing("reading", &segment.path))
         {
-            Err(_) if self.kept_segment(lsn).is_none() => Ok(None),
+            Err(_) if self.kept_segment(end - 1).is_none() => Ok(None),
             other => other.map(|()| Some(bytes)),
         }
     }
@@ -338,6 +358,8 @@ impl Feed for Group {
 
     fn plan(&self, copy: &str, settled: Option<Lsn>) -> Result<Plan> {
         let i = &self.0;
+        // A window can be thousands of segments, and whoever waits for the edge to move waits for `control`.
+        let ahead = settled.and_then(|lsn| i.gather_ahead(lsn));
         // While it is held neither production nor the edge moves, and no volume comes or goes.
         let control = i.control.lock();
         i.check_open()?;
@@ -346,7 +368,7 @@ impl Feed for Group {
         let history = &control.memory.history;
         let lacking = match settled {
             Some(lsn) if lsn <= normal(head.lsn, i.segment_bytes) => {
-                i.lacking(copy, lsn, history, head.lsn)?
+                i.lacking(copy, lsn, history, head.lsn, ahead)?
             }
             _ => None,
         };

@@ -363,3 +363,17 @@ fn others_write_while_a_comparing_write_reads_and_it_sees_what_they_wrote() {
     medium.set_pause(None);
     assert_eq!(read(&b, 0, 3), [2, 8, 1]);
 }
+
+/// A base that stays behind is as of the trailing edge, also when the fold up to there had been broken off.
+#[test]
+fn a_base_that_is_kept_is_whole_though_a_fold_was_cancelled() {
+    let medium = medium();
+    let group = create(&medium, &OPTIONS);
+    let volume = add(&group, "v", 1024);
+    write(&volume, 0, 7, 8);
+    assert!(group.settle(&mut |_, _| false).is_err());
+    assert!(group.stats().folded_lsn < group.window().edge.lsn);
+    let base = volume.info().base[0].clone();
+    group.remove_volume("v", false).unwrap();
+    assert_eq!(medium.range_of(&base, 0, 8 * 512), Some(vec![7; 8 * 512]));
+}

@@ -19,7 +19,7 @@ use playhead_journal::{
     copier::{Copier, Step, Trouble},
     files::Files,
     ship::{Facts, Feed, Plan, Reach, Shipment, Stretch},
-    Change, Error, Group, Image, Lsn, NewBase, Options, Result, Volume,
+    Change, Error, Follower, Group, Image, Lsn, NewBase, Options, Result, Taken, Volume,
 };
 use story::{Story, DIR};
 
@@ -623,7 +623,7 @@ fn a_copy_takes_no_changes_and_is_promoted_with_its_history() {
         Group::open(disk.files(), Path::new(COPY_DIR), &options)
     };
     copy.step().unwrap();
-    let half = playhead_journal::promote(&*there.files(), Path::new(COPY_DIR));
+    let half = promote(&there, false);
     assert!(half.is_err(), "not consistent yet");
     level(&mut copy);
     write(&volume, 4, 8, 2);
@@ -640,12 +640,12 @@ fn a_copy_takes_no_changes_and_is_promoted_with_its_history() {
     assert!(mine.add_volume("w", NewBase::Sparse { blocks: 8 }).is_err());
     assert!(mine.remove_volume("v", true).is_err());
     assert_eq!(mine.head(), group.head());
-    assert!(playhead_journal::promote(&*there.files(), Path::new(COPY_DIR)).is_err(), "it is open");
+    assert!(promote(&there, false).is_err(), "it is open");
     let uuid = group.volumes()[0].uuid;
     copy.let_go();
     drop((mine, volume, copy, group));
     assert!(open(&there).is_err(), "a copy is not opened as production");
-    playhead_journal::promote(&*there.files(), Path::new(COPY_DIR)).unwrap();
+    promote(&there, false).unwrap();
     let group = open(&there).unwrap();
     assert_eq!(group.volumes()[0].uuid, uuid);
     let volume = group.volume("v").unwrap();
@@ -695,4 +695,197 @@ fn volumes_come_and_go_on_the_copy_too() {
     assert_eq!(there.list(&Path::new(COPY_DIR).join("base")).unwrap().len(), 2);
     let facts = group.facts().unwrap();
     assert_eq!(facts.volumes.len(), 2);
+}
+
+fn promote(disk: &SimFiles, anyway: bool) -> Result<()> {
+    playhead_journal::promote(disk.files(), Path::new(COPY_DIR), anyway)
+}
+
+fn open_promoted(disk: &SimFiles) -> Group {
+    let options = Options { segment_bytes: SMALL, background: false };
+    Group::open(disk.files(), Path::new(COPY_DIR), &options).unwrap()
+}
+
+/// What a host wrote to an image of the source, which the log carries, is nobody's on a copy; also when the copy, promoted, gives
+/// numbers to lines of history itself, and has never seen the record that began the image's.
+#[test]
+fn what_was_written_to_an_image_of_the_source_never_shows_on_a_promoted_copy() {
+    let (here, there) = (SimFiles::new(), disk());
+    let (group, volume) = source(&here);
+    write(&volume, 0, 8, 1);
+    let image = group.open_image("w", group.head().lsn, true).unwrap();
+    let branch = image.volume("v").unwrap();
+    for _ in 0..4 {
+        write(&volume, 100, 100, 4);
+    }
+    assert!(
+        group.head().lsn > SMALL,
+        "the copy gets nothing of the segment that says what line the image is"
+    );
+    let mut copy = copier(&group, &there, SMALL);
+    level(&mut copy);
+    write(&branch, 0, 8, 9);
+    write(&volume, 8, 8, 2);
+    let point = group.head().lsn;
+    write(&volume, 8, 8, 3);
+    level(&mut copy);
+    copy.let_go();
+    drop((image, branch, volume, group, copy));
+    promote(&there, false).unwrap();
+    let group = open_promoted(&there);
+    let mut block = [0; 512];
+    group.rewind(point).unwrap();
+    group.close().unwrap();
+    drop(group);
+    let group = open_promoted(&there);
+    let volume = group.volume("v").unwrap();
+    volume.read(0, &mut block).unwrap();
+    assert_eq!(block, [1; 512], "production, rewound and opened again");
+    group.settle(&mut |_, _| true).unwrap();
+    volume.read(0, &mut block).unwrap();
+    assert_eq!(block, [1; 512], "its base");
+}
+
+/// Where a segment begins there is nothing before it to compare in the same one.
+#[test]
+fn a_copy_of_another_history_is_not_fed_where_a_segment_begins_either() {
+    let (here, there) = (SimFiles::new(), disk());
+    let (group, volume) = source(&here);
+    write(&volume, 0, 8, 1);
+    let older = here.copy();
+    let mut copy = copier(&group, &there, SMALL);
+    level(&mut copy);
+    // Up to the very end of the segment, whose length is a multiple of a record's.
+    while group.head().lsn % SMALL != 0 {
+        volume.submit(&[Change::Zero { lba: 0, count: 1 }]).unwrap();
+        assert!(group.head().lsn <= SMALL);
+    }
+    level(&mut copy);
+    assert_eq!(copy.follower().unwrap().received(), SMALL + 64);
+    copy.let_go();
+    drop((group, volume));
+    let options = Options { segment_bytes: SMALL, background: false };
+    let group = Group::open(older.kill(0).files(), Path::new(DIR), &options).unwrap();
+    let volume = group.volume("v").unwrap();
+    for i in 0..40 {
+        write(&volume, i, 8, 3);
+    }
+    group.flush().unwrap();
+    let mut copy = copier(&group, &there, SMALL);
+    let step = (0..50).find_map(|_| copy.step().err());
+    assert!(matches!(step, Some(Trouble::Diverged(_))), "{step:?}");
+}
+
+#[test]
+fn a_copy_knows_stretches_in_which_a_volume_is_not_in_step_with_its_production() {
+    let (here, there) = (SimFiles::new(), disk());
+    let (group, volume) = source(&here);
+    write(&volume, 0, 8, 1);
+    let mut copy = copier(&group, &there, SMALL);
+    level(&mut copy);
+    let begin = volume.begin_resync().unwrap().lsn;
+    write(&volume, 0, 8, 2);
+    let inside = group.head().lsn;
+    write(&volume, 8, 8, 2);
+    level(&mut copy);
+    let refused = |copy: &Copier, lsn: Lsn| {
+        let mine = copy.follower().unwrap().group();
+        let image = mine.open_image("i", lsn, false);
+        assert!(matches!(image, Err(Error::Inconsistent { after: None, .. })), "{lsn}");
+        assert_eq!(mine.resync_spans(), group.resync_spans());
+    };
+    refused(&copy, inside);
+    copy.follower().unwrap().group().open_image("i", begin, false).unwrap();
+    copy.follower().unwrap().group().close_image("i").unwrap();
+    // Power fails; whatever the copy then has, it knows.
+    let mut copy = copier(&group, &there.survivor(FIRST_RANDOM_SEED), SMALL);
+    level(&mut copy);
+    refused(&copy, inside);
+    drop(copy);
+    let there = there.kill(0);
+    let mut copy = copier(&group, &there, SMALL);
+    level(&mut copy);
+    // Its window passes the beginning.
+    for _ in 0..20 {
+        write(&volume, 0, 40, 3);
+    }
+    level(&mut copy);
+    let mine = copy.follower().unwrap().group().clone();
+    mine.tend().unwrap();
+    mine.trim_to(mine.head().lsn).unwrap();
+    assert!(mine.window().edge.lsn > begin);
+    let head = mine.head().lsn;
+    refused(&copy, head);
+    copy.let_go();
+    drop((mine, copy));
+    // Not by accident, but whoever has nothing better can have it, and finds it said there too.
+    assert!(matches!(promote(&there, false), Err(Error::Inconsistent { .. })));
+    let forced = there.copy();
+    promote(&forced, true).unwrap();
+    let promoted = open_promoted(&forced);
+    assert!(promoted.volume("v").unwrap().resyncing());
+    assert!(promoted.check_consistent(promoted.head().lsn).is_err());
+    drop(promoted);
+    let mut copy = copier(&group, &there, SMALL);
+    level(&mut copy);
+    refused(&copy, head);
+    // Left behind in the midst of it, it begins anew inside of it.
+    for _ in 0..20 {
+        write(&volume, 100, 40, 4);
+        trim(&group);
+    }
+    level(&mut copy);
+    let point = copy.follower().unwrap().group().window().edge.lsn;
+    assert!(point > head, "it was synchronised anew");
+    refused(&copy, point);
+    write(&volume, 8, 8, 5);
+    volume.end_resync().unwrap();
+    let end = group.head().lsn;
+    write(&volume, 0, 8, 5);
+    level(&mut copy);
+    for _ in 0..2 {
+        let mine = copy.follower().unwrap().group().clone();
+        assert!(mine.open_image("i", point, false).is_err());
+        mine.open_image("i", end, false).unwrap();
+        mine.close_image("i").unwrap();
+        assert_eq!(mine.resync_spans().len(), 1);
+        copy.let_go();
+        drop((mine, copy));
+        copy = copier(&group, &there, SMALL);
+        level(&mut copy);
+    }
+    copy.let_go();
+    drop(copy);
+    promote(&there, false).unwrap();
+    assert!(!open_promoted(&there).volume("v").unwrap().resyncing());
+}
+
+/// A stretch begins, and behind it is a rewind that cannot be followed: the copy's window ends before it is synchronised anew.
+#[test]
+fn a_copy_that_cannot_follow_still_knows_what_began_before() {
+    let (here, there) = (SimFiles::new(), disk());
+    let (group, volume) = source(&here);
+    write(&volume, 0, 8, 1);
+    let old = group.head().lsn;
+    write(&volume, 0, 8, 2);
+    let mut copy = copier(&group, &there, SMALL);
+    level(&mut copy);
+    copy.let_go();
+    volume.begin_resync().unwrap();
+    write(&volume, 0, 8, 3);
+    group.rewind_anywhere(old).unwrap();
+    let options = Options { segment_bytes: SMALL, background: false };
+    let mut follower = Follower::open(there.files(), Path::new(COPY_DIR), &options).unwrap();
+    let Shipment::Chunk(chunk) = group.ship(follower.received(), Lsn::MAX, 1 << 20).unwrap() else {
+        panic!("nothing to follow");
+    };
+    let taken = follower.take(&chunk, &group.facts().unwrap()).unwrap();
+    assert!(matches!(taken, Taken::Stuck(_)));
+    let mine = follower.group().clone();
+    assert!(mine.check_consistent(mine.head().lsn).is_err());
+    mine.settle(&mut |_, _| true).unwrap();
+    drop((mine, follower));
+    let there = there.kill(0);
+    let refused = promote(&there, false);
+    assert!(matches!(refused, Err(Error::Inconsistent { .. })), "{refused:?}");
 }
