@@ -767,7 +767,7 @@ class Group:
             return self._rewound(self.engine.rewind(point["lsn"]))
 
     def _refuse_to_move(self) -> None:
-        if attached := self._splitters.names():
+        if attached := [*self._splitters.names(), *sorted(self._fabric)]:
             raise conflict(
                 f"group {self.row.name} cannot be rewound: the production of volume {attached[0]} lives elsewhere",
                 "open an image of that point and copy from it",
