@@ -135,6 +135,10 @@ def test_a_lun_of_an_array_is_protected_where_it_is(array: Tgtd, appliance: Appl
     with pytest.raises(CliError) as refused:
         appliance.cli("array", "remove", "san")
     assert refused.value.code == "conflict"
+    # Production does not go back, so the replica must not either.
+    with pytest.raises(CliError) as refused:
+        appliance.cli("group", "rewind", "db", "--to", "latest")
+    assert refused.value.code == "conflict"
     # It is there again after a restart, and after it is let go the array has everything.
     appliance.stop()
     appliance.start()

@@ -96,6 +96,17 @@ impl Blocking {
         Ok(())
     }
 
+    /// Takes what the session has to tell without waiting for it, such as its end; then logs in, if it is not.
+    ///
+    /// Errors: as [`Blocking::log_in`].
+    pub fn attend(&mut self, limit: Duration) -> Result<(), Error> {
+        if self.nexus.state() == State::Up {
+            self.turn(Instant::now());
+        }
+        while self.nexus.take().is_some() {}
+        self.log_in(limit)
+    }
+
     /// Runs one command.
     ///
     /// Errors: [`Error`]; a status other than GOOD is none.
@@ -116,7 +127,7 @@ impl Blocking {
                     Outcome::Status { status, sense, residual } => {
                         Ok(Answer { status, sense, data: done.data_in, residual })
                     }
-                    Outcome::Lost(why) => Err(Error::Lost(why)),
+                    Outcome::Lost(why) | Outcome::Ended(why) => Err(Error::Lost(why)),
                     Outcome::NotSent(why) => Err(Error::NotSent(why)),
                 };
             }

@@ -11,7 +11,7 @@ use playhead_wire::iscsi::negotiate::Parameters;
 use playhead_wire::iscsi::request::{
     DataOut, LogoutRequest, NopOut, Request, ScsiCommand, TaskManagement, TextRequest,
 };
-use playhead_wire::iscsi::response::{Counters, DataIn, Response};
+use playhead_wire::iscsi::response::{Counters, DataIn, Residual, Response};
 use playhead_wire::iscsi::{digest, SerialNumber, RESERVED_TAG};
 use std::collections::{HashMap, VecDeque};
 use std::net::TcpStream;
@@ -231,7 +231,7 @@ impl Connection {
     }
 
     /// Asks for a task management function (RFC 7143 11.5), on the task `referenced` if it is about one. False: that task is not under
-    /// way here; if it waited to be sent it is over now.
+    /// way here; if it waited to be sent it is over now. What is about all tasks of `lun` ends those that wait.
     pub(crate) fn manage(&mut self, tag: u64, function: u8, lun: [u8; 8], referenced: Option<u64>) -> bool {
         let mut about = (RESERVED_TAG, self.cmd_sn.0);
         if let Some(referenced) = referenced {
@@ -245,6 +245,9 @@ impl Connection {
                 Some((itt, sent)) => about = (*itt, sent.cmd_sn),
                 None => return false,
             }
+        } else {
+            // Sent after it, they would be none of those that its answer is about.
+            self.end_waiting(|_, of| *of == lun, "aborted");
         }
         let itt = self.itt();
         self.managing.insert(itt, tag);
@@ -265,6 +268,15 @@ impl Connection {
 
     /// Takes commands out that are over by task management: those of `lun`, or the one of `tag`.
     pub(crate) fn end_tasks(&mut self, chosen: impl Fn(u64, &[u8; 8]) -> bool, why: &str) {
+        self.take_out(chosen, why, Outcome::Ended);
+    }
+
+    fn take_out(
+        &mut self,
+        chosen: impl Fn(u64, &[u8; 8]) -> bool,
+        why: &str,
+        outcome: fn(String) -> Outcome,
+    ) {
         let gone: Vec<u32> = self
             .tasks
             .iter()
@@ -273,11 +285,15 @@ impl Connection {
             .collect();
         for itt in gone {
             if let Some(sent) = self.tasks.remove(&itt) {
-                self.told.push_back(Told::Done(ended(sent, Outcome::Lost(why.to_owned()))));
+                self.told.push_back(Told::Done(ended(sent, outcome(why.to_owned()))));
             }
         }
-        let waiting = std::mem::take(&mut self.waiting);
-        for (tag, task) in waiting {
+        self.end_waiting(chosen, why);
+    }
+
+    /// Takes commands out that wait to be sent.
+    fn end_waiting(&mut self, chosen: impl Fn(u64, &[u8; 8]) -> bool, why: &str) {
+        for (tag, task) in std::mem::take(&mut self.waiting) {
             if chosen(tag, &task.lun) {
                 self.told.push_back(Told::Done(not_sent(tag, task, why)));
             } else {
@@ -454,9 +470,9 @@ impl Connection {
                     return Ok(()); // of a command that was aborted
                 };
                 let outcome = if response == 0 {
-                    Outcome::Status { status, sense: sense_of(&self.received.unread()[range]), residual }
+                    status_of(&sent, status, sense_of(&self.received.unread()[range]), residual)
                 } else {
-                    Outcome::Lost(format!("the array failed on the command (response {response:#04x})"))
+                    Outcome::Ended(format!("the array failed on the command (response {response:#04x})"))
                 };
                 self.told.push_back(Told::Done(ended(sent, outcome)));
             }
@@ -501,7 +517,7 @@ impl Connection {
             Some(Request::ScsiCommand(command)) => {
                 if let Some(sent) = self.tasks.remove(&command.itt) {
                     let why = format!("the array rejects the command (reason {reason:#04x})");
-                    self.told.push_back(Told::Done(ended(sent, Outcome::Lost(why))));
+                    self.told.push_back(Told::Done(ended(sent, Outcome::Ended(why))));
                 }
                 Ok(())
             }
@@ -531,7 +547,7 @@ impl Connection {
         sent.data_sn = sent.data_sn.wrapping_add(1);
         if let Some(status) = data_in.status {
             if let Some(sent) = self.tasks.remove(&data_in.itt) {
-                let outcome = Outcome::Status { status, sense: Vec::new(), residual: data_in.residual };
+                let outcome = status_of(&sent, status, Vec::new(), data_in.residual);
                 self.told.push_back(Told::Done(ended(sent, outcome)));
             }
         }
@@ -545,8 +561,8 @@ impl Connection {
         let len = sent.task.data_out.len().min(sent.task.write_bytes as usize);
         let (from, to) = (offset as usize, offset as usize + desired as usize);
         let is_right = desired > 0 && to <= len && desired <= self.parameters.max_burst_bytes;
-        // In order, and nothing twice.
-        let in_turn = is_right && from >= sent.sent_bytes;
+        // In order: nothing twice, and nothing left out.
+        let in_turn = is_right && from == sent.sent_bytes;
         if in_turn {
             self.data_out(&sent.task, itt, ttt, from, to);
             sent.sent_bytes = to;
@@ -561,7 +577,7 @@ impl Connection {
 
     /// The connection is over: every command with it.
     pub(crate) fn end(mut self, why: &str) -> Vec<Told> {
-        self.end_tasks(|_, _| true, why);
+        self.take_out(|_, _| true, why, Outcome::Lost);
         for (_, tag) in self.managing.drain() {
             self.told.push_back(Told::Managed { tag, response: 255 });
         }
@@ -594,6 +610,15 @@ fn sense_of(data: &[u8]) -> Vec<u8> {
     };
     let len = usize::from(u16::from_be_bytes(*length)).min(rest.len()).min(SENSE_MAX_BYTES);
     rest[..len].to_vec()
+}
+
+/// A status, unless it says that all was written of which not all was asked for.
+fn status_of(sent: &Sent, status: u8, sense: Vec<u8>, residual: Residual) -> Outcome {
+    let all = sent.task.data_out.len().min(sent.task.write_bytes as usize);
+    if status == 0 && residual == Residual::None && sent.sent_bytes < all {
+        return Outcome::Ended("the array says GOOD and has not taken all of the data".to_owned());
+    }
+    Outcome::Status { status, sense, residual }
 }
 
 fn ended(sent: Sent, outcome: Outcome) -> Done {

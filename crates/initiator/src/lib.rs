@@ -10,7 +10,7 @@
 //! one to the other without waking anybody.
 //!
 //! **What is not known is said.** A command that was sent and whose answer did not come is [`Outcome::Lost`]: it may have been executed,
-//! or be executed yet. Only one of which no byte was sent is [`Outcome::NotSent`]. Nothing is ever sent twice.
+//! or be executed yet; one that the target itself has ended without a status is [`Outcome::Ended`]. Only one of which no byte was sent is [`Outcome::NotSent`]. Nothing is ever sent twice.
 //!
 //! One connection per session and ErrorRecoveryLevel 0: a session that lost its connection begins anew (RFC 7143 7.1.1), which is what
 //! nearly all arrays speak. Several portals are ways to the same target, tried in turn.

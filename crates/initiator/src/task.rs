@@ -37,6 +37,8 @@ pub enum Outcome {
     },
     /// It was sent, and what became of it is not known: it may have been executed, or be executed yet.
     Lost(String),
+    /// It was sent, and the target has ended it without a status: it may have been executed in part, but is not under way any more.
+    Ended(String),
     /// Nothing of it was sent.
     NotSent(String),
 }

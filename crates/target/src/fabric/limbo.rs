@@ -8,6 +8,7 @@
 use parking_lot::Mutex;
 use playhead_initiator::{Blocking, Remote};
 use std::collections::HashMap;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Weak};
 use std::time::{Duration, Instant};
 
@@ -16,6 +17,9 @@ pub type Key = (Arc<str>, [u8; 6]);
 
 /// Called once it is certain that the change is not under way any more.
 pub type Conclude = Box<dyn FnOnce() + Send>;
+
+/// Whose change it is: a volume, with whether it has been let go of.
+pub type Owner = Arc<AtomicBool>;
 
 /// How long a host's own session is waited for.
 const PATIENCE: Duration = Duration::from_secs(2);
@@ -30,7 +34,7 @@ const ALIKE_MAX: u16 = 256;
 struct Held {
     users: usize,
     since: Option<Instant>,
-    changes: Vec<Conclude>,
+    changes: Vec<(Owner, Conclude)>,
 }
 
 /// The changes of one array that are in limbo.
@@ -72,13 +76,15 @@ impl Limbo {
     /// A session with this key has logged in: whatever an older one sent is over.
     pub(crate) fn settle(&self, key: &Key) {
         let changes = self.held.lock().get_mut(key).map(|held| std::mem::take(&mut held.changes));
-        changes.into_iter().flatten().for_each(|conclude| conclude());
+        changes.into_iter().flatten().for_each(|(_, conclude)| conclude());
     }
 
-    /// A session with this key was lost, and will come back, with these changes under way.
-    pub(crate) fn keep(&self, key: &Key, changes: Vec<Conclude>) {
-        if !changes.is_empty() {
-            self.held.lock().entry(key.clone()).or_default().changes.extend(changes);
+    /// A session with this key was lost, and will come back, with this change under way. Dropped, which leaves it marked, if its volume
+    /// has been let go of.
+    pub(crate) fn keep(&self, key: &Key, owner: &Owner, change: Conclude) {
+        let mut held = self.held.lock();
+        if !owner.load(Ordering::Acquire) {
+            held.entry(key.clone()).or_default().changes.push((Arc::clone(owner), change));
         }
     }
 
@@ -98,9 +104,22 @@ impl Limbo {
         self.work();
     }
 
-    /// Gives up waiting: the service stops. What waited is dropped, which leaves it marked.
-    pub fn abandon(&self) {
-        let abandoned: Vec<Held> = self.held.lock().values_mut().map(std::mem::take).collect();
+    /// Gives up waiting for changes of one volume, those that are here and those that come yet: it is let go of. What waited is dropped,
+    /// which leaves it marked. Other volumes of the array, and who uses which key, are none of its business.
+    pub fn abandon(&self, owner: &Owner) {
+        let mut abandoned = Vec::new();
+        {
+            let mut held = self.held.lock();
+            owner.store(true, Ordering::Release);
+            for of_key in held.values_mut() {
+                let (its, others) = std::mem::take(&mut of_key.changes)
+                    .into_iter()
+                    .partition(|(of, _)| Arc::ptr_eq(of, owner));
+                of_key.changes = others;
+                let its: Vec<(Owner, Conclude)> = its;
+                abandoned.extend(its);
+            }
+        }
         drop(abandoned);
     }
 
@@ -154,5 +173,27 @@ impl Limbo {
                 held.since = Some(Instant::now());
             }
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_volume_that_is_let_go_of_takes_its_own_changes_along_and_nobody_elses() {
+        let limbo = Limbo::new(Remote::new("iqn.a", [0; 6], Some("iqn.t"), Vec::new()));
+        let (ours, theirs) = (Owner::default(), Owner::default());
+        let key = limbo.claim("iqn.h".into(), [0; 6]);
+        limbo.keep(&key, &ours, Box::new(|| panic!("not over yet")));
+        limbo.keep(&key, &theirs, Box::new(|| {}));
+        limbo.abandon(&ours);
+        assert_eq!(limbo.len(), 1);
+        // One that comes later waits for nobody.
+        limbo.keep(&key, &ours, Box::new(|| panic!("not over yet")));
+        assert_eq!(limbo.len(), 1);
+        assert_ne!(limbo.claim("iqn.h".into(), [0; 6]), key, "the session has its key still");
+        limbo.settle(&key);
+        assert!(limbo.is_empty());
     }
 }

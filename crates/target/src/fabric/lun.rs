@@ -2,6 +2,7 @@
 
 use super::array::Array;
 use super::edit::NewIdentity;
+use super::limbo::Owner;
 use super::record::Range;
 use crate::lun::{Change, Compared, Extent, FlushDone, Lsn, Lun, LunError, LunIdentity, BLOCK_BYTES};
 use parking_lot::Mutex;
@@ -16,6 +17,8 @@ use std::time::Duration;
 const READ_BYTES: usize = 256 << 10;
 /// For one command of our own. A service that stops waits for it.
 const LIMIT: Duration = Duration::from_secs(10);
+/// For a login that only says whether the array is there.
+const SIGHT_LIMIT: Duration = Duration::from_secs(1);
 /// Times a READ is repeated that finds the array busy or has a unit attention to hear of.
 const TRIES: u32 = 8;
 /// Times a READ is repeated whose session was lost.
@@ -95,6 +98,16 @@ impl Production {
         answer.map(|_| ()).ok_or_else(|| self.fault("the array does not flush".to_owned()))
     }
 
+    /// How many sessions it took to keep it in sight. An array that was out of sight may have been without power, and without a
+    /// battery for what it had only in memory.
+    ///
+    /// Errors: [`LunError::Io`]: there is no session.
+    pub fn generation(&self) -> Result<u64, LunError> {
+        let mut array = self.array.lock();
+        array.attend(SIGHT_LIMIT).map_err(|error| self.fault(error.to_string()))?;
+        Ok(array.nexus().status().sessions)
+    }
+
     fn fault(&self, detail: String) -> LunError {
         LunError::Io { name: self.name.clone(), detail }
     }
@@ -162,6 +175,7 @@ pub struct FabricLun {
     recorder: Arc<dyn Recorder>,
     production: Arc<Production>,
     locked: AtomicBool,
+    in_limbo: Owner,
 }
 
 impl FabricLun {
@@ -187,6 +201,7 @@ impl FabricLun {
             recorder,
             production,
             locked: AtomicBool::new(false),
+            in_limbo: Owner::default(),
         }
     }
 
@@ -212,7 +227,12 @@ impl FabricLun {
 
     /// The service lets go of it: changes whose end is not known are not waited for any longer.
     pub fn abandon_limbo(&self) {
-        self.array.limbo.abandon();
+        self.array.limbo.abandon(&self.in_limbo);
+    }
+
+    /// To whom its changes in limbo belong.
+    pub(crate) fn in_limbo(&self) -> &Owner {
+        &self.in_limbo
     }
 
     /// What records its changes.

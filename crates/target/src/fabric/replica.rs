@@ -31,6 +31,10 @@ impl splitter::Production for Production {
     fn flush(&self) -> Result<(), LunError> {
         Production::flush(self)
     }
+
+    fn generation(&self) -> Result<u64, LunError> {
+        Production::generation(self)
+    }
 }
 
 impl Replica {

@@ -52,14 +52,16 @@ struct Forwarded {
     taken: Option<Taken>,
     /// Where the extents come while they are waited for.
     awaited: Option<Awaited>,
-    /// Ended by task management, which the array has confirmed: the host hears nothing of it.
+    /// Ended by task management: the host hears nothing of it. What became of it at the array only its outcome tells.
     aborted: bool,
+    /// The array has been asked to end it, because another session's reset should have.
+    asked_to_end: bool,
 }
 
 /// Task management that the array has to answer.
 struct Asking {
-    /// The host's tag.
-    itt: u32,
+    /// The host's tag; none if no host has asked.
+    itt: Option<u32>,
     function: u8,
     view: View,
     /// The command it is about, if it is one.
@@ -101,7 +103,7 @@ impl Forwarding {
 
     /// Whether the task management request of this tag waits for an array.
     pub(super) fn is_managing(&self, itt: u32) -> bool {
-        self.asking.values().any(|asking| asking.itt == itt)
+        self.asking.values().any(|asking| asking.itt == Some(itt))
     }
 
     /// What the arrays answered to it.
@@ -309,6 +311,7 @@ impl Session {
             taken: None,
             awaited: None,
             aborted: false,
+            asked_to_end: false,
         };
         self.forwarding.commands.insert(number, command);
         self.begin_forwarded(number);
@@ -407,7 +410,7 @@ impl Session {
         let Some(link) = self.forwarding.links.get(at) else {
             return;
         };
-        let (is_up, may_wait) = (link.is_up(), link.may_wait());
+        let may_wait = link.may_wait();
         let Some(number) = link.numbers.remove(&done.tag) else {
             return;
         };
@@ -431,14 +434,18 @@ impl Session {
                 }
             }
             Outcome::Lost(_) => {
-                if let Some(taken) = taken {
+                // Also one that was aborted: the array has not said so.
+                if let (Some(taken), Some(link)) = (taken, self.forwarding.links.get(at)) {
                     let recorder = Arc::clone(lun.recorder());
-                    match self.forwarding.links.get(at) {
-                        // It was aborted or refused by an array that is there: it is not under way any more.
-                        Some(_) if command.aborted || is_up => recorder.unknown(taken),
-                        Some(link) => link.put_in_limbo(Box::new(move || recorder.unknown(taken))),
-                        None => {}
-                    }
+                    link.put_in_limbo(lun.in_limbo(), Box::new(move || recorder.unknown(taken)));
+                }
+                if !command.aborted {
+                    self.refuse_of(&unit, &command.asked, Refusal::Check(lost()), 0);
+                }
+            }
+            Outcome::Ended(_) => {
+                if let Some(taken) = taken {
+                    lun.recorder().unknown(taken);
                 }
                 if !command.aborted {
                     self.refuse_of(&unit, &command.asked, Refusal::Check(lost()), 0);
@@ -471,8 +478,7 @@ impl Session {
         match &command.plan {
             Plan::Change(change) => {
                 if let Some(taken) = taken {
-                    if let Err(sense) =
-                        self.record(command, change, lun, taken, (ending.status, &sense), data_out)
+                    if let Err(sense) = self.record(command, change, lun, taken, (&ending, &sense), data_out)
                     {
                         if !command.aborted {
                             let refusal = Refusal::Check(sense);
@@ -528,13 +534,13 @@ impl Session {
         change: &Command,
         lun: &FabricLun,
         taken: Taken,
-        (status, sense): (u8, &[u8]),
+        (ending, sense): (&Ending, &[u8]),
         data_out: &[u8],
     ) -> Result<(), Sense> {
         let view = &command.view;
         let recorder = lun.recorder();
-        if status != status::GOOD {
-            if plan::changed_nothing(change, status, sense) {
+        if ending.status != status::GOOD {
+            if plan::changed_nothing(change, ending.status, sense) {
                 recorder.unchanged(taken);
             } else {
                 recorder.unknown(taken);
@@ -551,6 +557,11 @@ impl Session {
         }
         let block_count = view.unit.lun().block_count();
         match record::changes(change, data_out, block_count, lun.unmapped_reads_zeros()) {
+            // It took less than it was given, or wanted more.
+            Some(_) if ending.residual != Residual::None => {
+                recorder.unknown(taken);
+                Ok(())
+            }
             Some(changes) => recorder.capture(taken, &changes).map_err(|error| scsi::sense_of_write(&error)),
             None => {
                 recorder.unknown(taken);
@@ -566,7 +577,36 @@ impl Session {
         };
         let found: Vec<u64> =
             self.forwarding.commands.iter().filter(|(_, command)| stale(command)).map(|(n, _)| *n).collect();
-        found.into_iter().for_each(|number| self.end_forwarded(number));
+        for number in found {
+            match self.forwarding.commands.get(&number).map(|command| (command.tag, command.asked_to_end)) {
+                Some((Some(tag), false)) => self.ask_to_end(number, tag),
+                Some((Some(_), true)) | None => {}
+                Some((None, _)) => self.end_forwarded(number),
+            }
+        }
+    }
+
+    /// Has the array end a command that it should have ended already. It may be none of those that the reset was about, and be
+    /// executed yet: only the array knows.
+    fn ask_to_end(&mut self, number: u64, tag: u64) {
+        let Some(command) = self.forwarding.commands.get_mut(&number) else {
+            return;
+        };
+        command.asked_to_end = true;
+        let (view, at) = (command.view.clone(), command.link);
+        let Some(address) = fabric(&view.unit).map(FabricLun::address) else {
+            return;
+        };
+        let asked = self
+            .forwarding
+            .links
+            .get(at)
+            .and_then(|link| link.nexus.manage(function::ABORT_TASK, address, Some(tag)));
+        // Otherwise its end has come already.
+        if let Some(asked) = asked {
+            let asking = Asking { itt: None, function: function::ABORT_TASK, view, number: Some(number) };
+            self.forwarding.asking.insert((at, asked), asking);
+        }
     }
 
     /// A command is over without an answer: it was not sent, or the array has confirmed its end.
@@ -601,7 +641,8 @@ impl Session {
         };
         match asked {
             Some(tag) => {
-                let asking = Asking { itt, function: function::ABORT_TASK, view, number: Some(number) };
+                let (itt, number) = (Some(itt), Some(number));
+                let asking = Asking { itt, function: function::ABORT_TASK, view, number };
                 self.forwarding.asking.insert((link, tag), asking);
                 Some(Answer::After(Vec::new(), Vec::new()))
             }
@@ -635,7 +676,7 @@ impl Session {
         });
         match asked {
             Some(tag) => {
-                let asking = Asking { itt, function: what, view: view.clone(), number: None };
+                let asking = Asking { itt: Some(itt), function: what, view: view.clone(), number: None };
                 self.forwarding.asking.insert((at, tag), asking);
                 Answer::After(Vec::new(), Vec::new())
             }
@@ -663,12 +704,17 @@ impl Session {
         let is_lost = response == outcome::NO_TASK && asking.number.is_some_and(lost);
         let done = response == outcome::COMPLETE || is_lost;
         let told = if done { outcome::COMPLETE } else { response };
-        let worst = self.forwarding.outcomes.entry(asking.itt).or_insert(told);
-        *worst = (*worst).max(told);
+        if let Some(itt) = asking.itt {
+            let worst = self.forwarding.outcomes.entry(itt).or_insert(told);
+            *worst = (*worst).max(told);
+        }
         if !done {
             return;
         }
-        let of_unit = |command: &Forwarded| Arc::ptr_eq(&command.view.unit, &asking.view.unit);
+        // What was sent after the function is none of its business, and may be executed.
+        let of_unit = |command: &Forwarded| {
+            Arc::ptr_eq(&command.view.unit, &asking.view.unit) && command.tag.is_some_and(|sent| sent < tag)
+        };
         let ended: Vec<u64> = match asking.number {
             Some(number) => vec![number],
             None => {
@@ -677,11 +723,18 @@ impl Session {
             }
         };
         ended.into_iter().for_each(|number| self.end_forwarded(number));
+        let (unit, nexus) = (&asking.view.unit, &asking.view.nexus);
+        let before = unit.epoch(nexus);
         match asking.function {
-            function::LOGICAL_UNIT_RESET => asking.view.unit.reset(),
-            function::CLEAR_TASK_SET => asking.view.unit.clear_task_set(&asking.view.nexus),
+            function::LOGICAL_UNIT_RESET => unit.reset(),
+            function::CLEAR_TASK_SET => unit.clear_task_set(nexus),
             _ => return,
         }
+        // Our own later ones live on; if somebody else has ended tasks at the same time, they do not.
+        let later = self.forwarding.commands.values_mut().filter(|command| {
+            !command.aborted && Arc::ptr_eq(&command.view.unit, unit) && command.asked.epoch == before
+        });
+        later.for_each(|command| command.asked.epoch = before.wrapping_add(1));
         // Other sessions have tasks there that will have no answer.
         self.shared.registry.wake_all();
     }
@@ -702,7 +755,7 @@ impl Session {
             };
             let recorder = Arc::clone(lun.recorder());
             match self.forwarding.links.get(command.link) {
-                Some(link) => link.put_in_limbo(Box::new(move || recorder.unknown(taken))),
+                Some(link) => link.put_in_limbo(lun.in_limbo(), Box::new(move || recorder.unknown(taken))),
                 None => recorder.unknown(taken),
             }
         }

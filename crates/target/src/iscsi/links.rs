@@ -2,11 +2,11 @@
 
 use super::connection::Other;
 use crate::fabric::array::BUSY_FOR;
-use crate::fabric::limbo::{Conclude, Key};
+use crate::fabric::limbo::{Conclude, Key, Owner};
 use crate::fabric::{Array, LinkStatus};
 use crate::scsi::InitiatorPort;
 use parking_lot::Mutex;
-use playhead_initiator::{Event, Nexus, State};
+use playhead_initiator::{Event, Nexus};
 use std::collections::HashMap;
 use std::sync::Arc;
 use std::time::Instant;
@@ -81,13 +81,9 @@ impl ArrayLink {
         self.down_since.is_none_or(|since| since.elapsed() < BUSY_FOR)
     }
 
-    pub(super) fn is_up(&self) -> bool {
-        self.nexus.state() == State::Up
-    }
-
     /// A change that was under way when the connection was lost.
-    pub(super) fn put_in_limbo(&self, change: Conclude) {
-        self.array.limbo.keep(&self.key, vec![change]);
+    pub(super) fn put_in_limbo(&self, owner: &Owner, change: Conclude) {
+        self.array.limbo.keep(&self.key, owner, change);
     }
 }
 

@@ -85,7 +85,9 @@ impl Session {
             },
             function::TARGET_WARM_RESET | function::TARGET_COLD_RESET => {
                 let jobs = self.abort_all(|_| true);
-                let units: Vec<_> = self.views.iter().map(|view| Arc::clone(&view.unit)).collect();
+                // Those of arrays are reset when their array says that they are: until then it may execute what it has.
+                let own = self.views.iter().filter(|view| !Session::forwards(view));
+                let units: Vec<_> = own.map(|view| Arc::clone(&view.unit)).collect();
                 units.iter().for_each(|unit| unit.reset());
                 self.reset_arrays(request.itt);
                 Answer::After(jobs, units)

@@ -149,6 +149,11 @@ impl Marks {
         self.differs.insert(region);
     }
 
+    /// Whatever is marked differs, as after a crash: production may have lost it.
+    pub(super) fn marked_differ(&mut self) {
+        self.differs = self.map.marked().clone();
+    }
+
     /// Everything differs. Durable with the next sync of the map.
     pub(super) fn all_differ(&mut self) -> io::Result<()> {
         self.map.mark_all()?;

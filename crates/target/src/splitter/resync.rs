@@ -72,11 +72,33 @@ impl Shared {
         if lost || (refused && !self.try_journal()) {
             return;
         }
+        // Out of sight, it cannot be read nor flushed either, which says so.
+        let _ = self.watch();
         self.resynchronise();
         self.end_span();
         if let Err(e) = self.unmark(false) {
             log::debug!("{}: regions stay marked: {e}", self.name);
         }
+    }
+
+    /// Whether production is the one that was flushed last; if not it may have lost what was not, all of which is marked: that is compared.
+    fn watch(&self) -> Result<bool, LunError> {
+        let now = self.production.generation()?;
+        let mut inside = self.inside.lock();
+        let before = std::mem::replace(&mut inside.generation, now);
+        if now == before {
+            return Ok(true);
+        }
+        inside.marks.marked_differ();
+        if inside.differs() {
+            inside.note_lag();
+            inside.woken = true;
+        }
+        if before != 0 {
+            let regions = inside.marks.differs().count();
+            log::info!("{}: production was out of sight; {regions} regions are compared with it", self.name);
+        }
+        Ok(false)
     }
 
     /// Whether a journal that has refused takes records again. What is captured from then on follows a RESYNC_BEGIN, if anything is
@@ -274,6 +296,10 @@ impl Shared {
             return Ok(());
         }
         self.production.flush()?;
+        if !self.watch()? {
+            // What it flushed may have been less than it had.
+            return Ok(());
+        }
         let (tell, told) = mpsc::sync_channel(1);
         self.volume.flush_then(Box::new(move |outcome| {
             // Nobody waits any more only if we are gone.

@@ -43,6 +43,14 @@ pub trait Production: Send + Sync {
     /// Makes what production has answered GOOD for survive a loss of power.
     fn flush(&self) -> Result<(), LunError>;
 
+    /// Rises whenever production may have lost what it has answered GOOD for and was not flushed: it was out of sight, and may have been
+    /// without power. Zero as long as nobody has looked.
+    ///
+    /// Errors: it is not in sight.
+    fn generation(&self) -> Result<u64, LunError> {
+        Ok(0)
+    }
+
     /// Whether there is data at `lba`, or certainly zeros, and for how many blocks at least (1 to `count`).
     fn data_at(&self, _lba: u64, count: u64) -> Result<(bool, u64), LunError> {
         Ok((true, count))
@@ -156,6 +164,8 @@ pub(super) struct Inside {
     pub(super) refused: Option<LunError>,
     /// Why production is not there.
     pub(super) lost: Option<String>,
+    /// The production that what is not marked equals.
+    pub(super) generation: u64,
     /// Why it could not be read.
     pub(super) unreadable: Option<LunError>,
     pub(super) choice: OnJournalFailure,
@@ -270,6 +280,7 @@ impl Split {
             looked_at: None,
             refused: None,
             lost: None,
+            generation: 0,
             unreadable: None,
             choice: on_journal_failure,
             total_bytes: 0,

@@ -66,6 +66,30 @@ fn a_reset_ends_what_waits_here_and_at_the_array() {
     assert_ne!(host.read(8, 512).data, [2; 512]);
 }
 
+/// Until the array says that a command is over it may execute it: read back before that, the replica would be wrong for good.
+#[test]
+fn a_reset_of_the_target_ends_nothing_that_the_array_has_not_ended() {
+    let house = House::new();
+    let mut host = house.host();
+    house.disk.submit_gate.store(true, Ordering::SeqCst);
+    send_write(&mut host, 8, 1);
+    eventually(|| house.disk.submits_waiting.load(Ordering::SeqCst) == 1, "the write is at the array");
+    let tag = manage(&mut host, 6, 0);
+    std::thread::sleep(std::time::Duration::from_millis(200));
+    assert_eq!((house.replica.taken(), house.replica.unknown.lock().len()), (1, 0), "it is under way");
+    house.disk.submit_gate.store(false, Ordering::SeqCst);
+    loop {
+        match host.receive().expect("an answer").response {
+            Response::TaskManagement { response, itt } => break assert_eq!((response, itt), (0, tag)),
+            Response::Scsi { .. } => {}
+            other => panic!("unexpected {other:?}"),
+        }
+    }
+    eventually(|| house.replica.taken() == 0, "nothing is under way");
+    house.replica.resynchronise(house.lun.production());
+    assert!(house.differences().is_empty());
+}
+
 #[test]
 fn a_task_that_waits_here_is_aborted_here() {
     let house = House::new();

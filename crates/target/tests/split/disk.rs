@@ -2,7 +2,7 @@
 
 use std::{
     ops::Range,
-    sync::atomic::{AtomicBool, Ordering},
+    sync::atomic::{AtomicBool, AtomicU64, Ordering},
 };
 
 use parking_lot::Mutex;
@@ -12,12 +12,18 @@ pub(crate) struct Disk {
     bytes: Mutex<Vec<u8>>,
     done: Mutex<Vec<Range<u64>>>,
     pub(crate) unreadable: AtomicBool,
+    pub(crate) generation: AtomicU64,
 }
 
 impl Disk {
     pub(crate) fn new(blocks: u64) -> Disk {
         let bytes = Mutex::new(vec![0; blocks as usize * 512]);
-        Disk { bytes, done: Mutex::default(), unreadable: AtomicBool::new(false) }
+        Disk {
+            bytes,
+            done: Mutex::default(),
+            unreadable: AtomicBool::new(false),
+            generation: AtomicU64::new(1),
+        }
     }
 
     /// Writes the first `written` blocks of what was asked for.
@@ -53,5 +59,9 @@ impl Production for Disk {
 
     fn flush(&self) -> Result<(), LunError> {
         Ok(())
+    }
+
+    fn generation(&self) -> Result<u64, LunError> {
+        Ok(self.generation.load(Ordering::Relaxed))
     }
 }

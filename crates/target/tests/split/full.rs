@@ -82,6 +82,26 @@ fn a_production_that_cannot_be_read_is_waited_for_and_one_that_is_lost_takes_not
     stage.assert_in_step();
 }
 
+/// An array that was without power has lost what it had only in memory. The journal has it, and must not go on saying so.
+#[test]
+fn what_production_loses_while_it_is_out_of_sight_the_replica_loses_too() {
+    let dir = tempfile::tempdir().unwrap();
+    let stage = Stage::new(dir.path(), Disk::new(BLOCKS), OnJournalFailure::Stop);
+    stage.assert_in_step();
+    let taken = stage.split.begin(Wanted::blocks(5, 1)).unwrap();
+    stage.disk.write(5, &[1; 512], 1);
+    stage.split.capture(taken, &[Change::Write { lba: 5, data: &[1; 512] }]).unwrap();
+    stage.assert_in_step();
+    stage.disk.write(5, &[0; 512], 1);
+    stage.disk.generation.store(2, Ordering::Relaxed);
+    let begun = std::time::Instant::now();
+    while stage.replica() != stage.disk.bytes() {
+        assert!(begun.elapsed().as_secs() < 20, "it is taken for synchronised: {:?}", stage.split.status());
+        std::thread::sleep(std::time::Duration::from_millis(20));
+    }
+    stage.assert_in_step();
+}
+
 #[test]
 fn a_capture_outside_of_what_was_taken_costs_no_data() {
     let dir = tempfile::tempdir().unwrap();
