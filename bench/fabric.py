@@ -67,7 +67,7 @@ def main() -> None:
             url = appliance.cli("volume", "create", "bench/data", *where)["iscsi_url"]
             shown = ("volume", "show", "bench/data")
             wait_until(
-                lambda: appliance.cli(*shown)["fabric"]["state"] == "synchronised", "synchronised"
+                lambda: appliance.cli(*shown)["splitter"]["state"] == "synchronised", "synchronised"
             )
             direct, through = [], []
             for _ in range(given.rounds):

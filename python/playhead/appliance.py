@@ -198,6 +198,18 @@ class Appliance:
                 return target
         raise not_found(f"there is no target {iqn[:230]!r}", "see `playhead target list`")
 
+    def volumes(self) -> list[Volume]:
+        """The volumes of all groups in service."""
+        found: list[Volume] = []
+        for group in self.groups():
+            try:
+                found += group.volumes()
+            except PlayheadError as error:
+                # A failed group shows in the list of groups; its volumes are not known.
+                if error.code not in ("failed", "stopping"):
+                    raise
+        return found
+
     def copies(self) -> list[Copy]:
         """The copies of all groups."""
         return [copy for group in self.groups() for copy in group.copies.all()]
@@ -226,6 +238,7 @@ class Appliance:
         groups = [group.resource() for group in self.groups()]
         alerts = [f"group {g.name} is not in service: {g.reason}; {g.next_step}" for g in groups if g.state == "failed"]
         alerts += [f"group {g.name}: {g.alert}" for g in groups if g.alert]
+        alerts += [alert for group in self.groups() for alert in group.splitter_alerts()]
         copies = self.copies()
         alerts += [f"copy {copy.path}: {copy.alert}" for copy in copies if copy.alert]
         return Status(

@@ -11,7 +11,7 @@ import sqlite3
 import threading
 import time
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, ClassVar, Literal
 
 from playhead import _native, names
 from playhead.catalogue import Catalogue
@@ -75,6 +75,12 @@ class FabricVolume:
     identity: Identity
     reads_zeros: bool
     """Unmapped blocks read as zeros for certain."""
+    kind: ClassVar[Literal["fabric"]] = "fabric"
+
+    @property
+    def where(self) -> str:
+        """For people."""
+        return f"LUN {self.lun} of {self.target} on array {self.array}"
 
 
 def _portal(text: str) -> Address:

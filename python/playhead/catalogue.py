@@ -206,6 +206,11 @@ class SplitterRow:
     path: str
     """The file or block device of this host."""
 
+    @property
+    def where(self) -> str:
+        """For people."""
+        return self.path
+
 
 def private(path: Path) -> None:
     """Makes the database its owner's alone, before anything secret is in it; SQLite gives its log the same mode."""

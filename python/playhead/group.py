@@ -22,11 +22,11 @@ from playhead.export import Exports
 from playhead.masking import Place
 from playhead.point import resolve, show_time
 from playhead.problem import from_native
-from playhead.resources import Bookmark, Disk, Fabric, FabricPath, Image, Journal, Point, Policy, Rewind, Volume, Window
+from playhead.resources import Bookmark, Disk, Image, Journal, Point, Policy, Rewind, Volume, Window
 from playhead.resources import Group as GroupResource
 from playhead.sizes import BLOCK_BYTES, MAX_VOLUME_BYTES, show_size
 from playhead.space import free_and_alert
-from playhead.splitter import Splitters
+from playhead.splitter import Production, Splitters
 
 if TYPE_CHECKING:
     from playhead._native import ImageDict, Lun, PointDict, RewindDict, VolumeDict
@@ -60,11 +60,8 @@ class Group:
         self._engine: _native.Group | None = None
         self._failure: PlayheadError | None = None
         self._luns: dict[str, Export] = {}
-        self._fabric: dict[str, FabricVolume] = {}
-        self._fabric_disks: dict[str, tuple[_native.Array, Lun]] = {}
-        self._fabric_faults: dict[str, str] = {}
         self._exported = False
-        self._splitters = Splitters(row.name, directory / "splitter")
+        self._splitters = Splitters(row.name, directory / "splitter", arrays)
         self.copies = Copies(self, catalogue)
 
     # Coming and going.
@@ -97,9 +94,6 @@ class Group:
                 return
             volumes = {volume["name"] for volume in self._engine.volumes()}
             self._luns = self._catalogue.exports(self.row.name)
-            mine = f"{self.row.name}/"
-            fabric = {path: volume for path, volume in self._arrays.volumes().items() if path.startswith(mine)}
-            self._fabric = {path.removeprefix(mine): volume for path, volume in fabric.items()}
             # A crash may have come between the journal and the catalogue: the journal is right.
             for name in [name for name in self._luns if name not in volumes]:
                 self._catalogue.remove_export(self.row.name, name)
@@ -109,14 +103,29 @@ class Group:
                     self._luns[volume["name"]] = self._catalogue.add_export(self.row.name, volume["name"])
             self._access.keep_only(self.row.name, self._paths())
             self._exports.add_target(self.row.iqn)
-            for name, splitter in self._catalogue.splitters(self.row.name).items():
-                block = self._luns[name].physical_block_bytes
-                self._splitters.open_or_lose(self._engine, name, splitter, self.row.on_journal_failure, block)
+            for name, of in self._productions().items():
+                self._open_splitter_or_lose(name, of)
             for name in self._luns:
-                self._export_or_explain(name)
+                self._export_volume(name)
             for image in self._engine.images():
                 self._export_image(image)
             self._exported = True
+
+    def _productions(self) -> dict[str, Production]:
+        """Where the production of the group's volumes is, of those whose production lives elsewhere."""
+        mine = f"{self.row.name}/"
+        found: dict[str, Production] = dict(self._catalogue.splitters(self.row.name))
+        found |= {path.removeprefix(mine): of for path, of in self._arrays.volumes().items() if path.startswith(mine)}
+        # A crash may have come between the catalogue and the journal.
+        return {name: of for name, of in found.items() if name in self._luns}
+
+    def _open_splitter(self, name: str, of: Production) -> None:
+        block = self._luns[name].physical_block_bytes
+        self._splitters.open(self.engine, name, of, self.row.on_journal_failure, block)
+
+    def _open_splitter_or_lose(self, name: str, of: Production) -> None:
+        block = self._luns[name].physical_block_bytes
+        self._splitters.open_or_lose(self.engine, name, of, self.row.on_journal_failure, block)
 
     def _paths(self) -> list[str]:
         """Of every disk, of production and of images."""
@@ -150,7 +159,6 @@ class Group:
             engine, self._engine = self._engine, None
             if engine is None:
                 return
-            self._let_go()
             self._splitters.close()
             self._failure = PlayheadError(
                 "stopping", f"group {self.row.name} is being stopped", "start the service again"
@@ -236,8 +244,7 @@ class Group:
             index_bytes=stats["index_bytes"],
             lag_bytes=max(0, stats["head"]["lsn"] - stats["durable_lsn"]),
             free_bytes=free_bytes,
-            alert="; ".join(alert for alert in (stats["alert"], space_alert, *self._splitters.alerts()) if alert)
-            or None,
+            alert="; ".join(alert for alert in (stats["alert"], space_alert) if alert) or None,
             created=show_time(row.created_ns),
         )
 
@@ -248,6 +255,10 @@ class Group:
             return None
         stats = engine.stats()
         return (stats["over_limit"] and stats["alert"]) or free_and_alert(self.directory, self._space_low_bytes)[1]
+
+    def splitter_alerts(self) -> list[str]:
+        """What is to be said of volumes whose production lives elsewhere."""
+        return self._splitters.alerts()
 
     def tell_space_low(self) -> None:
         """Tells the hosts of all its volumes and images."""
@@ -302,14 +313,13 @@ class Group:
             adopted=volume["adopted"],
             physical_block_bytes=self._physical_block_bytes(volume),
             created_lsn=volume["created_lsn"],
-            fabric=self._fabric_status(volume["name"]),
             splitter=self._splitters.resource(volume["name"]),
         )
 
     def _disk(self, volume: VolumeDict, iqn: str, path: str, *, read_only: bool) -> Disk:
         lun = self._lun(volume)
         hosts = self._exports.seen_by(path)
-        on_array = iqn == self.row.iqn and volume["name"] in self._fabric
+        on_array = iqn == self.row.iqn and self._splitters.on_array(volume["name"])
         return Disk(
             path=path,
             name=volume["name"],
@@ -356,85 +366,26 @@ class Group:
         """A volume that follows a LUN of another array. It is synchronised from now on; hosts may use it at once."""
         names.check_volume(name)
         with self._lock:
+            # The catalogue first: a volume that the journal has and the catalogue does not would be served as an empty one.
             self._arrays.protect(self.row.name, name, of)
-            self._fabric[name] = of
             try:
                 size_bytes = block_count * BLOCK_BYTES
-                return self._add_volume(name, lambda: self.engine.add_sparse_volume(name, size_bytes), BLOCK_BYTES)
+                return self._add_volume(name, lambda: self.engine.add_sparse_volume(name, size_bytes), BLOCK_BYTES, of)
             except BaseException:
                 if name not in {volume["name"] for volume in self.engine.volumes()}:
-                    del self._fabric[name]
                     self._arrays.forget(self.row.name, name)
                 raise
 
-    def _fabric_disk(self, name: str, of: FabricVolume) -> Lun:
-        """The LUN behind a volume with foreign production; the change map lies beside the journal."""
-        target = self._arrays.target(of.array, of.target)
-        map_path = str(self.directory / f"{name}.changes")
-        disk = self.engine.fabric_lun(name, target, of.lun, of.identity, of.reads_zeros, map_path)
-        self._fabric_disks[name] = (target, disk)
-        return disk
-
-    def _let_go(self, name: str | None = None) -> None:
-        """Ends the following of one volume's production, or of all, in order: what was captured is safe, what differs is marked."""
-        for of_name in [name] if name else list(self._fabric_disks):
-            found = self._fabric_disks.pop(of_name, None)
-            if found is None:
-                continue
-            try:
-                found[1].close()
-            except NativeError as error:
-                # Nothing is lost: what may differ stays marked, and is compared when the volume is opened again.
-                _log.info("a split did not close cleanly", volume=f"{self.row.name}/{of_name}", reason=error.message)
-
-    def _export_or_explain(self, name: str) -> None:
-        """Exports a volume; what is wrong with another array keeps neither the group nor the service back."""
-        try:
-            self._export_volume(name)
-        except (PlayheadError, NativeError) as error:
-            if name not in self._fabric:
-                raise
-            self._fabric_faults[name] = str(error)
-            _log.error("a volume cannot follow its production", volume=f"{self.row.name}/{name}", reason=str(error))
-
-    def _fabric_status(self, name: str) -> Fabric | None:
-        of, found = self._fabric.get(name), self._fabric_disks.get(name)
-        if of is None:
-            return None
-        if found is None:
-            return Fabric(
-                array=of.array,
-                target=of.target,
-                lun=of.lun,
-                identity=of.identity,
-                state="production-lost",
-                reason=self._fabric_faults.get(name),
-                lag_bytes=0,
-                since=None,
-                resync_total_bytes=0,
-                paths=[],
-            )
-        target, disk = found
-        split = disk.split()
-        return Fabric(
-            array=of.array,
-            target=of.target,
-            lun=of.lun,
-            identity=of.identity,
-            state=split["state"],
-            reason=split["reason"],
-            lag_bytes=split["lag_bytes"],
-            since=show_time(split["since_ns"]) if split["since_ns"] else None,
-            resync_total_bytes=split["resync_total_bytes"],
-            paths=[FabricPath(**link) for link in target.links()],
-        )
-
-    def _add_volume(self, name: str, add: Callable[[], VolumeDict], physical_block_bytes: int) -> Volume:
+    def _add_volume(
+        self, name: str, add: Callable[[], VolumeDict], physical_block_bytes: int, of: Production | None = None
+    ) -> Volume:
         with self._lock:
             volume = add()
             # A crash may have left rules of a volume that had this name before.
             self._access.forget_disk(f"{self.row.name}/{name}")
             self._luns[name] = self._catalogue.add_export(self.row.name, name, physical_block_bytes)
+            if of:
+                self._open_splitter_or_lose(name, of)
             self._export_volume(name)
             _log.info(
                 "volume added", volume=f"{self.row.name}/{name}", blocks=volume["block_count"], lun=self._luns[name].lun
@@ -444,23 +395,24 @@ class Group:
     def delete_volume(self, name: str, delete_base: bool) -> None:
         """Takes a volume out of the group, and its base with it if asked."""
         with self._lock:
-            if self.volume(name).splitter:
+            volume, of = self.volume(name), self._splitters.of(name)
+            if isinstance(of, SplitterRow):
                 raise conflict(
                     f"volume {self.row.name}/{name} is attached to its production",
                     f"take it out with `playhead detach {self.row.name}/{name}`",
                 )
             path = f"{self.row.name}/{name}"
             disk = self._exports.remove_disk(path)
-            self._let_go(name)
+            self._splitters.forget(name)
             try:
                 self.engine.remove_volume(name, delete_base)
             except NativeError:
                 if name in self._luns:
-                    self._export_volume(name)
+                    self._serve_again(name, of)
                 raise
             self._luns.pop(name, None)
-            if self._fabric.pop(name, None):
-                (self.directory / f"{name}.changes").unlink(missing_ok=True)
+            if of:
+                self._splitters.remove_map(volume.uuid)
                 self._arrays.forget(self.row.name, name)
             self._access.forget_disk(path)
             self._exports.forget(disk)
@@ -479,7 +431,7 @@ class Group:
                 "invalid", f"volume {self.row.name}/{name}: {path!r} is not an absolute path", "write it from / on"
             )
         with self._lock:
-            if name in self._splitters:
+            if name in self._splitters and not self._splitters.on_array(name):
                 return self._attach_again(name, path)
             engine, row = self.engine, SplitterRow("host", path)
             if any(volume["name"] == name for volume in engine.volumes()):
@@ -516,8 +468,8 @@ class Group:
                 f"volume {self.row.name}/{name} is attached already",
                 f"detach it first: `playhead detach {self.row.name}/{name}`",
             )
-        row, block = SplitterRow("host", path), self._luns[name].physical_block_bytes
-        self._splitters.open(self.engine, name, row, self.row.on_journal_failure, block)
+        row = SplitterRow("host", path)
+        self._open_splitter(name, row)
         # Nobody knows what happened to it while it was away.
         self._splitters.compare_all(name)
         self._catalogue.set_splitter(self.row.name, name, row)
@@ -528,8 +480,8 @@ class Group:
     def detach(self, name: str, keep_history: bool) -> None:
         """Lets go of production, which is whole where it is. The replica and its past stay as a read-only volume, or go."""
         with self._lock:
-            volume = self.volume(name)
-            if volume.splitter is None:
+            volume, of = self.volume(name), self._splitters.of(name)
+            if of is None or volume.splitter is None:
                 raise conflict(
                     f"volume {self.row.name}/{name} is Playhead's own, not attached to a production elsewhere",
                     f"delete it with `playhead volume delete {self.row.name}/{name}`",
@@ -548,9 +500,12 @@ class Group:
             disk = self._exports.remove_disk(path) if self._splitters.disk(name) else None
             self._splitters.forget(name)
             if not keep_history:
-                self._remove_replica(name, volume.splitter.production)
+                self._remove_replica(name, of)
             self._splitters.remove_map(volume.uuid)
-            self._catalogue.remove_splitter(self.row.name, name)
+            if isinstance(of, SplitterRow):
+                self._catalogue.remove_splitter(self.row.name, name)
+            else:
+                self._arrays.forget(self.row.name, name)
             if keep_history:
                 self._catalogue.set_read_only(self.row.name, name, True)
                 self._luns[name] = replace(self._luns[name], read_only=True)
@@ -560,20 +515,23 @@ class Group:
                 self._access.forget_disk(path)
                 self._exports.forget(disk)
                 self._catalogue.remove_export(self.row.name, name)
-            _log.info("production detached", volume=path, path=volume.splitter.production, history_kept=keep_history)
+            _log.info("production detached", volume=path, production=of.where, history_kept=keep_history)
 
-    def _remove_replica(self, name: str, path: str) -> None:
+    def _remove_replica(self, name: str, of: Production) -> None:
         try:
             self.engine.remove_volume(name, True)
         except NativeError:
-            block = self._luns[name].physical_block_bytes
-            row = SplitterRow("host", path)
-            self._splitters.open_or_lose(self.engine, name, row, self.row.on_journal_failure, block)
-            self._export_volume(name)
+            self._serve_again(name, of)
             raise
 
+    def _serve_again(self, name: str, of: Production | None) -> None:
+        """Takes back that a volume was about to go."""
+        if of:
+            self._open_splitter_or_lose(name, of)
+        self._export_volume(name)
+
     def resync(self, name: str) -> Volume:
-        """Compares all of an attached volume with its production, while hosts work."""
+        """Compares all of a volume with its production, while hosts work."""
         with self._lock:
             if self.volume(name).splitter is None or self._splitters.disk(name) is None:
                 raise conflict(
@@ -584,14 +542,9 @@ class Group:
 
     def _export_volume(self, name: str) -> None:
         export = self._luns[name]
-        of = self._fabric.get(name)
-        disk: Lun | None
-        if of:
-            disk = self._fabric_disk(name, of)
-        elif name in self._splitters:
-            disk = self._splitters.disk(name)
-        else:
-            disk = self.engine.volume_lun(name, export.physical_block_bytes)
+        split = name in self._splitters
+        block = export.physical_block_bytes
+        disk = self._splitters.disk(name) if split else self.engine.volume_lun(name, block)
         if disk is None:
             # Hosts find no such LUN rather than one that is not what they had.
             return
@@ -767,7 +720,7 @@ class Group:
             return self._rewound(self.engine.rewind(point["lsn"]))
 
     def _refuse_to_move(self) -> None:
-        if elsewhere := sorted({*self._splitters.names(), *self._fabric}):
+        if elsewhere := sorted(self._splitters.names()):
             raise conflict(
                 f"group {self.row.name} cannot be rewound: the production of volume {elsewhere[0]} lives elsewhere",
                 "open an image of that point and copy from it",
@@ -818,8 +771,8 @@ class Group:
                 self.copies.promoted(name)
                 self.row = replace(self.row, directory=str(directory))
                 self.directory = directory
-                # The change maps left behind tell what the old replicas lack; of the copy's nothing is known, so all is compared.
-                self._splitters = Splitters(self.row.name, directory / "splitter")
+                # With change maps of its own, which are not there yet: what the copy lacks of production is compared.
+                self._splitters = Splitters(self.row.name, directory / "splitter", self._arrays)
             finally:
                 self.open()
                 self.export()

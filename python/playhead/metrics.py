@@ -42,6 +42,7 @@ class ApplianceCollector(Collector):
     def collect(self) -> Iterator[Metric]:
         yield from self._service()
         yield from self._groups()
+        yield from self._splitters()
         yield from self._copies()
         yield from self._front_ends()
         yield from self._traffic()
@@ -94,6 +95,27 @@ class ApplianceCollector(Collector):
             flushes.add_metric([journal.group], journal.flushes)
             syncs.add_metric([journal.group], journal.syncs)
         yield from (written, flushes, syncs)
+
+    def _splitters(self) -> Iterator[Metric]:
+        labels = ["volume", "kind"]
+        state = GaugeMetricFamily("playhead_splitter_state", "1 for the state it is in", labels=[*labels, "state"])
+        lag_bytes = GaugeMetricFamily(
+            "playhead_splitter_lag_bytes", "Production that may differ from the volume", labels=labels
+        )
+        lag_seconds = GaugeMetricFamily(
+            "playhead_splitter_lag_seconds", "How long production may have differed; 0: it does not", labels=labels
+        )
+        for volume in self._appliance.volumes():
+            splitter = volume.splitter
+            if splitter is None:
+                continue
+            values = [volume.path, splitter.kind]
+            state.add_metric([*values, splitter.state], 1)
+            # What a production that is lost holds, nobody knows.
+            if splitter.state != "production-lost":
+                lag_bytes.add_metric(values, splitter.lag_bytes)
+                lag_seconds.add_metric(values, splitter.lag_s or 0)
+        yield from (state, lag_bytes, lag_seconds)
 
     def _copies(self) -> Iterator[Metric]:
         copies = self._appliance.copies()

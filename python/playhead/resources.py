@@ -59,26 +59,21 @@ class FabricPath(BaseModel):
 
 
 class Fabric(BaseModel):
-    """Production on a LUN of another array, and how the volume follows it."""
+    """Where production on another array is."""
 
     array: str
     target: str
     lun: int
     identity: Literal["own", "new"] = Field(description="own: hosts find the array's names; new: the volume's")
-    state: str = Field(
-        description="synchronised; initialising, resynchronising, tracking, stopped or production-lost while it is not"
-    )
-    reason: str | None
-    lag_bytes: int = Field(description="Bytes of production that may differ from the volume")
-    since: str | None = Field(description="Since when they do")
-    resync_total_bytes: int
     paths: list[FabricPath]
 
 
 class Splitter(BaseModel):
     """How a volume stands to its production, which lives elsewhere."""
 
-    kind: Literal["host"] = Field(description="`host`: production is a file or block device of this host")
+    kind: Literal["host", "fabric"] = Field(
+        description="`host`: production is a file or block device of this host; `fabric`: a LUN of another array"
+    )
     production: str = Field(description="Where it is")
     state: Literal["initialising", "resynchronising", "tracking", "stopped", "synchronised", "production-lost"]
     reason: str | None = Field(description="What is in the way, if something is")
@@ -90,6 +85,7 @@ class Splitter(BaseModel):
         description="What this resynchronisation had to compare so far; 0: none is under way"
     )
     marked_bytes: int = Field(description="What a crash now would make to compare")
+    fabric: Fabric | None = Field(description="Of the kind `fabric`, else null")
 
 
 class Volume(Disk):
@@ -102,7 +98,6 @@ class Volume(Disk):
         description="What hosts are told is a physical block: 512, their own block, or 4096"
     )
     created_lsn: int
-    fabric: Fabric | None = Field(default=None, description="Production on another array; null: it is here")
     splitter: Splitter | None = Field(description="Null: Playhead is the array, and production is the volume itself")
 
 

@@ -63,6 +63,26 @@ def test_what_an_administrator_watches_is_there(appliance: Appliance) -> None:
     assert value(after, "playhead_group_journal_bytes", group="db") > 0
 
 
+def test_splitters_are_watched(appliance: Appliance, tmp_path: Path) -> None:
+    file = tmp_path / "disk"
+    file.write_bytes(bytes(1 << 20))
+    appliance.cli("group", "create", "db")
+    appliance.cli("volume", "create", "db/own", "--size", "1M")
+    appliance.cli("attach", "db/data", str(file))
+    labels = {"volume": "db/data", "kind": "host"}
+
+    def is_synchronised() -> bool:
+        return ("playhead_splitter_state", frozenset({**labels, "state": "synchronised"}.items())) in scrape(appliance)
+
+    wait_until(is_synchronised, "db/data is synchronised")
+    samples = scrape(appliance)
+    assert value(samples, "playhead_splitter_lag_bytes", **labels) == 0
+    assert value(samples, "playhead_splitter_lag_seconds", **labels) == 0
+    states = [(dict(of), number) for (name, of), number in samples.items() if name == "playhead_splitter_state"]
+    assert states == [({**labels, "state": "synchronised"}, 1)]
+    assert appliance.cli("status")["alerts"] == []
+
+
 def test_beyond_loopback_metrics_want_the_token(tmp_path: Path) -> None:
     with Appliance(tmp_path / "store", "--api", "0.0.0.0:0", "--advertise", "127.0.0.1") as appliance:
         url = f"http://127.0.0.1:{appliance.ready['api'].rpartition(':')[2]}/metrics"

@@ -37,7 +37,7 @@ def attach(appliance: Appliance, array: Tgtd) -> str:
     where = ("--array", "san", "--target", tgtd.TARGET, "--lun", str(tgtd.LUN))
     url = str(appliance.cli("volume", "create", "suite/lun", *where)["iscsi_url"])
     deadline = time.monotonic() + ATTACH_LIMIT_S
-    while appliance.cli("volume", "show", "suite/lun")["fabric"]["state"] != "synchronised":
+    while appliance.cli("volume", "show", "suite/lun")["splitter"]["state"] != "synchronised":
         assert time.monotonic() < deadline, "the volume does not become synchronised"
         time.sleep(0.2)
     return url

@@ -14,7 +14,7 @@ import pytest
 from tests.appliance import Appliance, CliError
 from tests.conformance import suites
 from tests.control import io
-from tests.control.initiator import Initiator, RefusedError
+from tests.control.initiator import Answer, Initiator, RefusedError
 from tests.splitter import tgtd
 from tests.splitter.suite import differences
 from tests.splitter.tgtd import Tgtd
@@ -48,9 +48,9 @@ def synchronised(appliance: Appliance) -> dict[str, Any]:
     deadline = time.monotonic() + SYNCHRONISED_LIMIT_S
     while True:
         volume: dict[str, Any] = appliance.cli("volume", "show", "db/data")
-        if volume["fabric"]["state"] == "synchronised":
+        if volume["splitter"]["state"] == "synchronised":
             return volume
-        assert time.monotonic() < deadline, volume["fabric"]
+        assert time.monotonic() < deadline, volume["splitter"]
         time.sleep(0.1)
 
 
@@ -127,8 +127,11 @@ def test_a_lun_of_an_array_is_protected_where_it_is(array: Tgtd, appliance: Appl
     # Hosts read the array, which no rewind of the journal moves.
     assert appliance.refusal("group", "rewind", "db", "--to", str(begun)).code == "conflict"
     assert volume["nbd_url"] is None
-    fabric = volume["fabric"]
-    assert (fabric["array"], fabric["target"], fabric["lun"], fabric["lag_bytes"]) == ("san", tgtd.TARGET, 1, 0)
+    splitter = volume["splitter"]
+    fabric = splitter["fabric"]
+    assert (splitter["kind"], splitter["lag_bytes"], splitter["lag_s"]) == ("fabric", 0, None)
+    assert splitter["production"] == f"LUN 1 of {tgtd.TARGET} on array san"
+    assert (fabric["array"], fabric["target"], fabric["lun"], fabric["identity"]) == ("san", tgtd.TARGET, 1, "own")
     shown = appliance.cli("array", "show", "san")
     (lun,) = [lun for target in shown["targets"] for lun in target["luns"] if lun["is_disk"]]
     assert (lun["number"], lun["size_bytes"], lun["volume"]) == (tgtd.LUN, SIZE_BYTES, "db/data")
@@ -148,6 +151,76 @@ def test_a_lun_of_an_array_is_protected_where_it_is(array: Tgtd, appliance: Appl
     io.check(array.url, 0x22, "2M", "2M")
 
 
+def test_what_others_changed_is_compared_and_a_past_is_kept_without_the_array(
+    array: Tgtd, appliance: Appliance
+) -> None:
+    volume = protect(appliance, array)
+    io.write(volume["iscsi_url"], 0x41, "1M", "1M")
+    begun = appliance.cli("group", "head", "db")["lsn"]
+    io.write(array.url, 0x42, "1M", "64k")
+    appliance.cli("volume", "resync", "db/data")
+    synchronised(appliance)
+    check_equal(appliance, array, "compared")
+    assert appliance.refusal("attach", "db/data", str(array.file)).code == "conflict"
+    refused = appliance.refusal("group", "rewind", "db", "--to", str(begun))
+    assert refused.code == "conflict" and "open an image" in refused.stderr
+    appliance.cli("detach", "db/data", "--keep-history")
+    kept = appliance.cli("volume", "show", "db/data")
+    assert (kept["splitter"], kept["read_only"]) == (None, True)
+    io.check(kept["nbd_url"], 0x42, "1M", "64k", read_only=True)
+    appliance.cli("array", "remove", "san")
+    io.check(array.url, 0x42, "1M", "64k")
+
+
+def fill_up(host: Initiator, first: int) -> tuple[int, Answer]:
+    """Writes on until a write is refused or the LUN is at its end: how far it came, and the last answer."""
+    for lba in range(first, BLOCKS, 128):
+        answer = host.write(0, lba, bytes([1 + lba // 128 % 255]) * (128 * 512))
+        if not answer.good:
+            return lba, answer
+    return BLOCKS, answer
+
+
+def test_the_groups_choice_holds_while_the_journal_is_full(tmp_path: Path) -> None:
+    small = tmp_path / "small"
+    small.mkdir()
+    mount = ["mount", "-t", "tmpfs", "-o", "size=24m", "tmpfs", str(small)]
+    done = subprocess.run(mount, capture_output=True, text=True, check=False)
+    if done.returncode != 0:
+        pytest.skip(f"tmpfs cannot be mounted here: {done.stderr.strip()}")
+    try:
+        config = tmp_path / "playhead.toml"
+        config.write_text('segment_bytes = "1M"\n')
+        appliance = Appliance(small / "store", "--config", str(config), log=tmp_path / "log")
+        appliance.expect(".")
+        with Tgtd(tmp_path, SIZE_BYTES) as array, appliance:
+            volume = protect(appliance, array)
+            with session(volume) as host:
+                host.attentions(0)
+                reached, answer = fill_up(host, 0)
+                assert answer.ascq == 0x2707 and reached < BLOCKS, answer
+                check_alert(appliance, "stopped")
+                appliance.cli("group", "policy", "db", "--on-journal-failure", "track")
+                reached, answer = fill_up(host, reached)
+                assert answer.good and reached == BLOCKS
+            check_alert(appliance, "tracking")
+            assert appliance.cli("volume", "show", "db/data")["splitter"]["lag_bytes"] > 0
+            subprocess.run(["mount", "-o", "remount,size=256m", str(small)], check=True)
+            synchronised(appliance)
+            check_equal(appliance, array, "after")
+            appliance.stop()
+    finally:
+        subprocess.run(["umount", str(small)], check=True)
+
+
+def check_alert(appliance: Appliance, state: str) -> None:
+    """The volume is in that state, and an administrator is told, and what to do."""
+    splitter = appliance.cli("volume", "show", "db/data")["splitter"]
+    assert splitter["state"] == state, splitter
+    (alert,) = [alert for alert in appliance.cli("status")["alerts"] if alert.startswith("volume db/data")]
+    assert f"is {state}: " in alert and "make room for the journal" in alert
+
+
 def test_hosts_are_who_they_are_to_the_array(array: Tgtd, appliance: Appliance) -> None:
     volume = protect(appliance, array)
     with session(volume, f"{HOST}-a") as a, session(volume, f"{HOST}-b") as b:
@@ -161,7 +234,7 @@ def test_hosts_are_who_they_are_to_the_array(array: Tgtd, appliance: Appliance) 
         assert a.command(0, reserve, data=bytes(7) + b"\x0a" + bytes(16)).good
         assert b.write(0, 0, bytes(512)).status == RESERVATION_CONFLICT
         assert a.write(0, 0, b"\x77" * 512).good
-        paths = appliance.cli("volume", "show", "db/data")["fabric"]["paths"]
+        paths = appliance.cli("volume", "show", "db/data")["splitter"]["fabric"]["paths"]
         assert {path["initiator"] for path in paths} >= {f"{HOST}-a", f"{HOST}-b"}
         assert all(path["state"] == "up" for path in paths)
     synchronised(appliance)

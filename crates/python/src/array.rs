@@ -1,15 +1,10 @@
-//! Other arrays: what they have, and LUNs of theirs as disks of ours.
+//! Other arrays: what they have. The splitters of their LUNs are in `splitter`.
 
 use crate::error::{address, native};
-use crate::lun::Lun;
 use playhead_initiator::{discovery, Blocking, Chap, Remote, Secret};
-use playhead_journal::{files::DiskFiles, Volume};
-use playhead_target::fabric::{self, FabricLun, Identity, Production, Replica};
-use playhead_target::lun::LunIdentity;
-use playhead_target::splitter::OnJournalFailure;
+use playhead_target::fabric;
 use pyo3::{prelude::*, types::PyDict};
 use std::net::SocketAddr;
-use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -101,29 +96,6 @@ impl Array {
                 Ok(d)
             })
             .collect()
-    }
-}
-
-impl Array {
-    /// A volume that follows LUN `number`.
-    pub(crate) fn lun_of(
-        &self,
-        volume: Volume,
-        name: String,
-        number: u16,
-        new_identity: bool,
-        reads_zeros: bool,
-        map_path: PathBuf,
-    ) -> PyResult<Lun> {
-        let identity = LunIdentity { uuid: *volume.info().uuid.as_bytes(), name: name.clone() };
-        let shown = if new_identity { Identity::New } else { Identity::Own };
-        let production = Arc::new(Production::new(&self.inner, number, &name, volume.block_count()));
-        let choice = OnJournalFailure::Stop;
-        let replica = Replica::open(&DiskFiles, volume, Arc::clone(&production), &name, map_path, choice);
-        let replica = Arc::new(replica.map_err(|e| native("io", &e.to_string()))?);
-        let lun = FabricLun::new(identity, shown, Arc::clone(&self.inner), number, production, replica);
-        lun.set_thin_reads_zeros(reads_zeros);
-        Ok(Lun { inner: Arc::new(lun) })
     }
 }
 

@@ -10,7 +10,6 @@ use pyo3::{exceptions::PyValueError, prelude::*, types::PyDict};
 use uuid::Uuid;
 
 use crate::{
-    array::Array,
     error::{native, unlocked},
     lun::Lun,
 };
@@ -206,24 +205,6 @@ impl Group {
         let volume = unlocked(py, || self.inner.volume(name))?;
         let uuid = volume.info().uuid;
         Lun::new(volume, uuid, format!("{}/{name}", self.inner.name()), physical_block_bytes)
-    }
-
-    /// The disk of a volume that follows LUN `number` of an array's target; its change map is, or is to be, at `map_path`.
-    #[pyo3(signature = (name, target, number, identity, reads_zeros, map_path))]
-    #[allow(clippy::too_many_arguments)] // What the catalogue knows of it.
-    fn fabric_lun(
-        &self,
-        py: Python<'_>,
-        name: &str,
-        target: &Array,
-        number: u16,
-        identity: &str,
-        reads_zeros: bool,
-        map_path: PathBuf,
-    ) -> PyResult<Lun> {
-        let volume = unlocked(py, || self.inner.volume(name))?;
-        let name = format!("{}/{name}", self.inner.name());
-        py.detach(|| target.lun_of(volume, name, number, identity == "new", reads_zeros, map_path))
     }
 
     fn head(&self, py: Python<'_>) -> Point {

@@ -33,6 +33,7 @@ fn _native(module: &Bound<'_, PyModule>) -> PyResult<()> {
     module.add_class::<lun::Lun>()?;
     module.add_class::<array::Array>()?;
     module.add_class::<splitter::HostSplitter>()?;
+    module.add_class::<splitter::FabricSplitter>()?;
     module.add_class::<iscsi::IscsiServer>()?;
     module.add_class::<nbd::NbdServer>()?;
     module.add_class::<lab::LabArray>()?;

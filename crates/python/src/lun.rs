@@ -2,11 +2,11 @@
 
 use crate::error::native;
 use playhead_target::{
-    fabric::{FabricLun, Replica},
+    fabric::FabricLun,
     lun::{LunIdentity, LunRef},
     splitter::{ArraySplitter, HostLun},
 };
-use pyo3::{prelude::*, types::PyDict};
+use pyo3::prelude::*;
 use std::sync::Arc;
 use uuid::Uuid;
 
@@ -33,13 +33,6 @@ impl Lun {
         let identity = LunIdentity { uuid: *uuid.as_bytes(), name };
         let splitter = ArraySplitter::new(volume, identity).with_physical_block_bytes(physical_block_bytes);
         Ok(Self { inner: Arc::new(splitter) })
-    }
-}
-
-impl Lun {
-    fn replica(&self) -> Option<&Replica> {
-        let fabric = self.inner.as_any().downcast_ref::<FabricLun>()?;
-        fabric.recorder().as_any().downcast_ref()
     }
 }
 
@@ -75,29 +68,6 @@ impl Lun {
     #[getter]
     fn on_array(&self) -> bool {
         self.inner.as_any().is::<FabricLun>()
-    }
-
-    /// How production and replica stand to each other, of a LUN of another array.
-    fn split<'py>(&self, py: Python<'py>) -> PyResult<Bound<'py, PyDict>> {
-        let status = self.replica().and_then(Replica::status);
-        let status = status.ok_or_else(|| native("gone", &format!("{} follows nothing", self.name())))?;
-        let d = PyDict::new(py);
-        d.set_item("state", status.state.name())?;
-        d.set_item("reason", status.reason)?;
-        d.set_item("lag_bytes", status.lag_bytes)?;
-        d.set_item("since_ns", status.since_ns)?;
-        d.set_item("resync_total_bytes", status.resync_total_bytes)?;
-        Ok(d)
-    }
-
-    /// Lets go of production in order; nothing for a LUN that has none elsewhere.
-    fn close(&self, py: Python<'_>) -> PyResult<()> {
-        let Some(fabric) = self.inner.as_any().downcast_ref::<FabricLun>() else {
-            return Ok(());
-        };
-        fabric.abandon_limbo();
-        let closed = py.detach(|| self.replica().map_or(Ok(()), Replica::close));
-        closed.map_err(|e| native("io", &e.to_string()))
     }
 
     #[getter]

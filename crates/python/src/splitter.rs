@@ -1,4 +1,4 @@
-//! Splitters whose production is not Playhead's own.
+//! Splitters whose production is not Playhead's own. To Python both kinds are one thing: what opens them differs, and nothing else.
 
 use std::{
     path::{Path, PathBuf},
@@ -7,12 +7,14 @@ use std::{
 
 use playhead_journal::files::DiskFiles;
 use playhead_target::{
+    fabric::{FabricLun, Identity, Production, Replica},
     lun::{LunError, LunIdentity},
-    splitter::{HostDevice, HostLun, OnJournalFailure},
+    splitter::{HostDevice, HostLun, OnJournalFailure, Status},
 };
 use pyo3::{prelude::*, types::PyDict};
 
 use crate::{
+    array::Array,
     error::{native, unlocked},
     group::Group,
     lun::Lun,
@@ -38,6 +40,18 @@ fn choice(word: &str) -> PyResult<OnJournalFailure> {
             Err(native("invalid", &format!("on_journal_failure {other:?}: it is \"stop\" or \"track\"")))
         }
     }
+}
+
+/// How production and replica stand to each other, of either kind.
+fn status_dict(py: Python<'_>, status: Status) -> PyResult<Bound<'_, PyDict>> {
+    let d = PyDict::new(py);
+    d.set_item("state", status.state.name())?;
+    d.set_item("reason", status.reason)?;
+    d.set_item("lag_bytes", status.lag_bytes)?;
+    d.set_item("since_ns", status.since_ns)?;
+    d.set_item("resync_total_bytes", status.resync_total_bytes)?;
+    d.set_item("marked_bytes", status.marked_bytes)?;
+    Ok(d)
 }
 
 /// The size of a file or block device that could be attached, in bytes.
@@ -84,14 +98,7 @@ impl HostSplitter {
 
     fn status<'py>(&self, py: Python<'py>) -> PyResult<Bound<'py, PyDict>> {
         let status = py.detach(|| self.lun.split().status());
-        let d = PyDict::new(py);
-        d.set_item("state", status.state.name())?;
-        d.set_item("reason", status.reason)?;
-        d.set_item("lag_bytes", status.lag_bytes)?;
-        d.set_item("since_ns", status.since_ns)?;
-        d.set_item("resync_total_bytes", status.resync_total_bytes)?;
-        d.set_item("marked_bytes", status.marked_bytes)?;
-        Ok(d)
+        status_dict(py, status)
     }
 
     fn set_on_journal_failure(&self, word: &str) -> PyResult<()> {
@@ -107,5 +114,74 @@ impl HostSplitter {
     /// Makes production and journal durable and lets go of the file. What is done to the disk later is refused.
     fn close(&self, py: Python<'_>) -> PyResult<()> {
         py.detach(|| self.lun.close()).map_err(|e| refused(&e))
+    }
+}
+
+/// A LUN of another array, and the volume that is its replica.
+#[pyclass(frozen, module = "playhead._native")]
+pub(crate) struct FabricSplitter {
+    lun: Arc<FabricLun>,
+    replica: Arc<Replica>,
+}
+
+#[pymethods]
+impl FabricSplitter {
+    /// Splits what is done to LUN `number` of `target` into `volume` of `group`. The array need not be there yet. `identity`: whose names
+    /// hosts find, "own" (the array's) or "new" (the volume's). `reads_zeros`: unmapped blocks read as zeros for certain.
+    #[staticmethod]
+    #[allow(clippy::too_many_arguments)] // What the catalogue knows of it.
+    fn open(
+        py: Python<'_>,
+        group: &Group,
+        volume: &str,
+        target: &Array,
+        number: u16,
+        identity: &str,
+        reads_zeros: bool,
+        map_path: PathBuf,
+        on_journal_failure: &str,
+    ) -> PyResult<Self> {
+        let choice = choice(on_journal_failure)?;
+        let shown = if identity == "new" { Identity::New } else { Identity::Own };
+        let replica = unlocked(py, || group.inner.volume(volume))?;
+        let name = format!("{}/{volume}", group.inner.name());
+        let identity = LunIdentity { uuid: *replica.info().uuid.as_bytes(), name: name.clone() };
+        let array = Arc::clone(&target.inner);
+        let opened = py.detach(|| {
+            let production = Arc::new(Production::new(&array, number, &name, replica.block_count()));
+            Replica::open(&DiskFiles, replica, Arc::clone(&production), &name, map_path, choice)
+                .map(|replica| (production, Arc::new(replica)))
+        });
+        let (production, replica) = opened.map_err(|e| refused(&e))?;
+        let lun = FabricLun::new(identity, shown, array, number, production, Arc::clone(&replica) as _);
+        lun.set_thin_reads_zeros(reads_zeros);
+        Ok(Self { lun: Arc::new(lun), replica })
+    }
+
+    /// The disk that hosts use.
+    fn disk(&self) -> Lun {
+        Lun { inner: Arc::clone(&self.lun) as _ }
+    }
+
+    fn status<'py>(&self, py: Python<'py>) -> PyResult<Bound<'py, PyDict>> {
+        let status = py.detach(|| self.replica.status());
+        let status = status.ok_or_else(|| native("gone", "the splitter is closed"))?;
+        status_dict(py, status)
+    }
+
+    fn set_on_journal_failure(&self, word: &str) -> PyResult<()> {
+        self.replica.set_on_journal_failure(choice(word)?);
+        Ok(())
+    }
+
+    /// Compares everything.
+    fn compare_all(&self, py: Python<'_>) -> PyResult<()> {
+        py.detach(|| self.replica.compare_all()).map_err(|e| refused(&e))
+    }
+
+    /// Makes production and journal durable and lets go of the LUN. What is done to the disk later is refused.
+    fn close(&self, py: Python<'_>) -> PyResult<()> {
+        self.lun.abandon_limbo();
+        py.detach(|| self.replica.close()).map_err(|e| refused(&e))
     }
 }

@@ -6,7 +6,6 @@ from fastapi import APIRouter
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from playhead.api.state import TheAppliance, TheGroup
-from playhead.errors import PlayheadError
 from playhead.resources import Volume
 
 router = APIRouter(tags=["volume"])
@@ -47,15 +46,7 @@ class VolumeCreate(BaseModel):
 @router.get("/volumes")
 def list_all_volumes(appliance: TheAppliance) -> list[Volume]:
     """The volumes of all groups in service."""
-    found: list[Volume] = []
-    for group in appliance.groups():
-        try:
-            found += group.volumes()
-        except PlayheadError as error:
-            # A failed group shows in the list of groups; its volumes are not known.
-            if error.code not in ("failed", "stopping"):
-                raise
-    return found
+    return appliance.volumes()
 
 
 @router.get("/groups/{group}/volumes")
@@ -123,7 +114,7 @@ def detach_volume(volume: str, body: VolumeDetach, group: TheGroup) -> None:
 
 @router.post("/groups/{group}/volumes/{volume}/resync", status_code=202)
 def resync_volume(volume: str, group: TheGroup) -> Volume:
-    """Compares all of an attached volume with its production, while hosts work."""
+    """Compares all of a volume with its production, while hosts work."""
     return group.resync(volume)
 
 

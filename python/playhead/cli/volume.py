@@ -15,7 +15,7 @@ from playhead.sizes import parse_size, show_span_ns
 COLUMNS: list[Column] = [
     ("VOLUME", "path"),
     ("SIZE", lambda v: size(v["size_bytes"])),
-    ("SPLITTER", lambda v: splitter_state(v["splitter"])),
+    ("STATE", lambda v: splitter_state(v["splitter"])),
     ("LUN", "lun"),
     ("ISCSI", "iscsi_url"),
     ("NBD", "nbd_url"),
@@ -147,7 +147,7 @@ def set_(cli: Cli, which: tuple[str, str], read_only: bool | None, as_json: bool
 @output_option
 @click.pass_obj
 def resync(cli: Cli, which: tuple[str, str], as_json: bool) -> None:
-    """Compare all of an attached volume with its production, while hosts work; what differs is recorded.
+    """Compare all of a volume with its production elsewhere, while hosts work; what differs is recorded.
 
     For when somebody has changed production without Playhead.
     """
@@ -205,27 +205,9 @@ def show(volume: dict[str, Any], as_json: bool) -> None:
             ("base", volume["base"]),
             ("adopted", volume["adopted"]),
             ("uuid", volume["uuid"]),
-            *_fabric_fields(volume["fabric"]),
             *splitter_fields(volume["splitter"]),
         ]
     )
-
-
-def _fabric_fields(fabric: dict[str, Any] | None) -> list[tuple[str, Any]]:
-    if fabric is None:
-        return []
-    lag = f"{size(fabric['lag_bytes'])} since {fabric['since']}" if fabric["since"] else "none"
-    paths = [
-        f"{path['initiator']} by {path['portal']}: {path['state']}" + (f" ({path['reason']})" if path["reason"] else "")
-        for path in fabric["paths"]
-    ]
-    return [
-        ("production", f"LUN {fabric['lun']} of {fabric['target']} on array {fabric['array']}"),
-        ("identity", fabric["identity"]),
-        ("state", fabric["state"] + (f": {fabric['reason']}" if fabric["reason"] else "")),
-        ("lag", lag),
-        ("paths", paths),
-    ]
 
 
 def splitter_fields(splitter: dict[str, Any] | None) -> list[tuple[str, Any]]:
@@ -240,4 +222,16 @@ def splitter_fields(splitter: dict[str, Any] | None) -> list[tuple[str, Any]]:
         ("lag", lag),
         ("reason", splitter["reason"]),
         ("marked", f"{size(splitter['marked_bytes'])} to compare after a crash now"),
+        *_fabric_fields(splitter["fabric"]),
     ]
+
+
+def _fabric_fields(fabric: dict[str, Any] | None) -> list[tuple[str, Any]]:
+    """What there is to say only of a LUN of another array."""
+    if fabric is None:
+        return []
+    paths = [
+        f"{path['initiator']} by {path['portal']}: {path['state']}" + (f" ({path['reason']})" if path["reason"] else "")
+        for path in fabric["paths"]
+    ]
+    return [("identity", fabric["identity"]), ("paths", paths)]

@@ -45,14 +45,14 @@ class FabricSplitter(PlayheadArray):
             api.post("arrays", body={"name": ARRAY, "portals": [place.address]})
         fabric = {"array": ARRAY, "target": place.target, "lun": place.lun}
         api.post("groups", GROUP, "volumes", body={"name": name, "fabric": fabric})
-        wait_until_synchronised(self, name, "fabric")
+        wait_until_synchronised(self, name)
 
     def medium(self, name: str) -> LunPlace:
         return self._places[name]
 
     def replica(self, name: str) -> LunPlace:
         # What an array makes of UNMAP is its own affair, so it is read back: the replica follows a moment later, and says so.
-        wait_until_synchronised(self, name, "fabric")
+        wait_until_synchronised(self, name)
         return super().replica(name)
 
     def impossible(self, primitive: Primitive, treatment: Treatment) -> str | None:

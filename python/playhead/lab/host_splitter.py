@@ -20,10 +20,10 @@ class HostSplitter(PlayheadArray):
             file.truncate(lun_bytes)
         body = {"path": str(path), "physical_block_bytes": 4096}
         self.service.api.post("groups", GROUP, "volumes", name, "attach", body=body)
-        wait_until_synchronised(self, name, "splitter")
+        wait_until_synchronised(self, name)
 
     def replica(self, name: str) -> LunPlace:
-        wait_until_synchronised(self, name, "splitter")
+        wait_until_synchronised(self, name)
         return super().replica(name)
 
     def impossible(self, primitive: Primitive, treatment: Treatment) -> str | None:

@@ -78,11 +78,11 @@ class PlayheadArray:
             raise PlayheadError("internal", f"the laboratory's service complained: {complaints[0]}")
 
 
-def wait_until_synchronised(arrangement: PlayheadArray, name: str, field: str) -> None:
-    """Until the volume says so. `field` is what it says it in."""
+def wait_until_synchronised(arrangement: PlayheadArray, name: str) -> None:
+    """Until the volume says so."""
     end = time.monotonic() + SYNCHRONISED_WITHIN_S
     while True:
-        found = arrangement.service.api.get("groups", GROUP, "volumes", name)[field]
+        found = arrangement.service.api.get("groups", GROUP, "volumes", name)["splitter"]
         if found["state"] == "synchronised":
             return
         if time.monotonic() > end:

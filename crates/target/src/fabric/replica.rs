@@ -60,6 +60,20 @@ impl Replica {
         self.split.read_recursive().as_ref().map(Split::status)
     }
 
+    /// What happens from now on while the journal cannot be written. Nothing once it is closed.
+    pub fn set_on_journal_failure(&self, choice: OnJournalFailure) {
+        if let Some(split) = self.split.read_recursive().as_ref() {
+            split.set_on_journal_failure(choice);
+        }
+    }
+
+    /// Compares everything, while hosts work.
+    ///
+    /// Errors: `Gone` once it is closed; as [`Split::compare_all`].
+    pub fn compare_all(&self) -> Result<(), LunError> {
+        self.split.read_recursive().as_ref().map_or_else(|| Err(self.gone()), Split::compare_all)
+    }
+
     /// Ends it in order. Changes that come later are refused.
     ///
     /// Errors: as [`Split::close`].
