@@ -431,7 +431,9 @@ def test_a_catalogue_of_before_is_brought_up_to_date(tmp_path: Path) -> None:
         appliance.cli("volume", "create", "db/data", "--size", "1M")
     with sqlite3.connect(tmp_path / "store" / "catalogue.db") as db:
         db.execute("ALTER TABLE groups DROP COLUMN on_journal_failure")
-        for table in ("splitters", "mappings", "initiators", "offload_rules", "hosts", "discovery", "redirections"):
+        for table in ("fabric_volumes", "arrays", "splitters", "mappings", "initiators"):
+            db.execute(f"DROP TABLE {table}")
+        for table in ("offload_rules", "hosts", "discovery", "redirections"):
             db.execute(f"DROP TABLE {table}")
         for column in ("read_only", "physical_block_bytes"):
             db.execute(f"ALTER TABLE exports DROP COLUMN {column}")

@@ -195,11 +195,15 @@ def test_the_groups_choice_holds_while_the_journal_is_full(tmp_path: Path) -> No
         appliance.expect(".")
         with Tgtd(tmp_path, SIZE_BYTES) as array, appliance:
             volume = protect(appliance, array)
+            # Too little for a segment, enough for the catalogue, which lies on the same disk.
+            spare = small / "spare"
+            spare.write_bytes(bytes(256 << 10))
             with session(volume) as host:
                 host.attentions(0)
                 reached, answer = fill_up(host, 0)
                 assert answer.ascq == 0x2707 and reached < BLOCKS, answer
                 check_alert(appliance, "stopped")
+                spare.unlink()
                 appliance.cli("group", "policy", "db", "--on-journal-failure", "track")
                 reached, answer = fill_up(host, reached)
                 assert answer.good and reached == BLOCKS

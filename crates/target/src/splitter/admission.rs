@@ -3,7 +3,11 @@
 //! What can be had at once is had on the asking thread, without a system call where the regions are marked already. Everything that
 //! takes time, a sync of the change map or room in the journal, is the marker thread's, for all who wait together.
 
-use std::{collections::VecDeque, sync::Arc};
+use std::{
+    collections::VecDeque,
+    sync::Arc,
+    time::{Duration, Instant},
+};
 
 use parking_lot::{Condvar, Mutex, MutexGuard};
 use playhead_journal::{Error, Lsn, Volume};
@@ -29,36 +33,78 @@ type Answer = (Mutex<Option<Result<Taken, LunError>>>, Condvar);
 /// Who is to be told what.
 type Told = Vec<(u64, Waiter, Result<(), LunError>)>;
 
-impl Shared {
-    pub(super) fn begin(self: &Arc<Self>, wanted: Wanted, exempt: bool) -> Result<Taken, LunError> {
-        let answer: Arc<Answer> = Arc::default();
-        let told = Arc::clone(&answer);
-        let begun: Begun = Box::new(move |outcome| {
-            *told.0.lock() = Some(outcome);
-            told.1.notify_one();
-        });
-        self.begin_then(wanted, Waiter { begun, exempt });
-        let mut slot = answer.0.lock();
-        loop {
-            match slot.take() {
-                Some(outcome) => return outcome,
-                None => answer.1.wait(&mut slot),
-            }
+/// A place for an answer, and who puts it there.
+fn answer() -> (Arc<Answer>, Begun) {
+    let answer: Arc<Answer> = Arc::default();
+    let told = Arc::clone(&answer);
+    let begun: Begun = Box::new(move |outcome| {
+        *told.0.lock() = Some(outcome);
+        told.1.notify_one();
+    });
+    (answer, begun)
+}
+
+/// Waits for the answer; `None`: for as long as `patience` in vain.
+fn answered(answer: &Answer, patience: Option<Duration>) -> Option<Result<Taken, LunError>> {
+    let deadline = patience.map(|patience| Instant::now() + patience);
+    let mut slot = answer.0.lock();
+    loop {
+        if let Some(outcome) = slot.take() {
+            return Some(outcome);
+        }
+        match deadline {
+            None => answer.1.wait(&mut slot),
+            Some(deadline) if answer.1.wait_until(&mut slot, deadline).timed_out() => return slot.take(),
+            Some(_) => {}
         }
     }
+}
 
-    pub(super) fn begin_then(self: &Arc<Self>, wanted: Wanted, waiter: Waiter) {
+impl Shared {
+    pub(super) fn begin(self: &Arc<Self>, wanted: Wanted, exempt: bool) -> Result<Taken, LunError> {
+        let (answer, begun) = answer();
+        self.begin_then(wanted, Waiter { begun, exempt });
+        answered(&answer, None).unwrap_or_else(|| Err(LunError::Gone { name: self.name.clone() }))
+    }
+
+    /// As [`Shared::begin`] and exempt, but waits for others' blocks no longer than `patience`: `None` then, and nobody waits for us.
+    pub(super) fn begin_within(
+        self: &Arc<Self>,
+        wanted: Wanted,
+        patience: Duration,
+    ) -> Result<Option<Taken>, LunError> {
+        let (answer, begun) = answer();
+        let number = self.begin_then(wanted, Waiter { begun, exempt: true });
+        if let Some(outcome) = answered(&answer, Some(patience)) {
+            return outcome.map(Some);
+        }
+        let mut inside = self.inside.lock();
+        if let Some(free) = number.and_then(|number| inside.takes.withdraw(number)) {
+            let told = self.grant(&mut inside, free);
+            drop(inside);
+            self.tell(told);
+            return Ok(None);
+        }
+        drop(inside);
+        // It has its blocks, or was refused, in this moment.
+        answered(&answer, None).transpose()
+    }
+
+    /// The take's number, unless it was refused at once.
+    pub(super) fn begin_then(self: &Arc<Self>, wanted: Wanted, waiter: Waiter) -> Option<u64> {
         let blocks = self.volume.block_count();
         let mut ranges = wanted.changes.iter().chain(&wanted.sources);
         if let Some(r) = ranges.find(|r| r.end > blocks) {
             let (lba, count) = (r.start, r.end - r.start);
-            return (waiter.begun)(Err(LunError::OutOfRange { name: self.name.clone(), lba, count }));
+            (waiter.begun)(Err(LunError::OutOfRange { name: self.name.clone(), lba, count }));
+            return None;
         }
         let mut inside = self.inside.lock();
         // Refused before it waits, not after.
         if let Some(refused) = self.refused(&inside, waiter.exempt) {
             drop(inside);
-            return (waiter.begun)(Err(refused));
+            (waiter.begun)(Err(refused));
+            return None;
         }
         let (number, free) = inside.takes.add(wanted);
         inside.takes.wait(number, waiter);
@@ -67,6 +113,7 @@ impl Shared {
             drop(inside);
             self.tell(told);
         }
+        Some(number)
     }
 
     /// Why no change may begin.

@@ -29,6 +29,8 @@ const CHUNK_BLOCKS: u64 = (1 << 20) / BLOCK_BYTES as u64;
 const PIECE_BLOCKS: usize = 8;
 /// How often there is a look at what nobody has asked for.
 const ROUND: Duration = Duration::from_secs(1);
+/// How long somebody else's change is waited for, while hosts wait behind us: one whose end nobody knows may take any time.
+const PATIENCE: Duration = Duration::from_secs(1);
 /// Extents asked for at once.
 const EXTENTS: usize = 64;
 
@@ -38,6 +40,8 @@ enum Trouble {
     Read(LunError),
     /// The journal refused.
     Journal(Error),
+    /// Somebody has the blocks, and keeps them.
+    Busy,
 }
 
 impl Shared {
@@ -173,7 +177,7 @@ impl Shared {
 
     /// Goes through all regions that differ.
     fn resynchronise(self: &Arc<Self>) {
-        let mut at = 0;
+        let (mut at, mut busy) = (0, false);
         loop {
             if let Err(e) = self.begin_span() {
                 self.refuse(e);
@@ -184,7 +188,10 @@ impl Shared {
                 if inside.closed || inside.lost.is_some() || inside.refused.is_some() {
                     return;
                 }
-                let next = inside.marks.differs().next(at).or_else(|| inside.marks.differs().next(0));
+                let mut next = inside.marks.differs().next(at);
+                if !busy {
+                    next = next.or_else(|| inside.marks.differs().next(0));
+                }
                 let Some(region) = next else { return };
                 inside.looked_at = Some(region);
                 inside.marks.look_at(region);
@@ -198,6 +205,8 @@ impl Shared {
             inside.looked_at = None;
             match outcome {
                 Ok(()) => inside.unreadable = None,
+                // The others first; for this one there is another round.
+                Err(Trouble::Busy) => busy = true,
                 Err(Trouble::Journal(e)) => {
                     drop(inside);
                     self.refuse(e);
@@ -222,7 +231,7 @@ impl Shared {
             let end = blocks.end.min(at + CHUNK_BLOCKS);
             // What it records is little as a rule, and the journal's refusal stops nobody but us.
             let wanted = Wanted { payload_bytes: 0, ..Wanted::blocks(at, end - at) };
-            let taken = self.begin(wanted, true).map_err(Trouble::Read)?;
+            let taken = self.begin_within(wanted, PATIENCE).map_err(Trouble::Read)?.ok_or(Trouble::Busy)?;
             let outcome = self.compare_taken(at..end, &mut buffers);
             // If it failed, the whole region still differs.
             self.finish(taken, false);

@@ -151,6 +151,12 @@ impl<W> Takes<W> {
         free
     }
 
+    /// Takes back one that still waits for others' blocks. Those who have theirs now; `None`: it has its own.
+    pub(super) fn withdraw(&mut self, number: u64) -> Option<Vec<u64>> {
+        let waits = self.takes.get(&number).is_some_and(|take| take.blockers > 0);
+        waits.then(|| self.release(number))
+    }
+
     /// Takes away all who wait for others' blocks.
     pub(super) fn give_up(&mut self) -> Vec<(u64, W)> {
         let waiting: Vec<u64> = self.takes.iter().filter(|(_, t)| t.blockers > 0).map(|(n, _)| *n).collect();
@@ -182,6 +188,18 @@ mod tests {
         assert_eq!(takes.release(first), [second]);
         assert_eq!(takes.release(second), [third]);
         assert_eq!(takes.release(third), [] as [u64; 0]);
+    }
+
+    #[test]
+    fn one_who_does_not_wait_any_longer_is_waited_for_by_nobody() {
+        let mut takes = Takes::<()>::default();
+        let (first, _) = takes.add(Wanted::blocks(0, 10));
+        let (second, _) = takes.add(Wanted::blocks(5, 10));
+        let (third, free) = takes.add(Wanted::blocks(12, 10));
+        assert!(!free);
+        assert_eq!(takes.withdraw(second), Some(vec![third]));
+        assert_eq!(takes.withdraw(third), None);
+        assert_eq!(takes.release(first), [] as [u64; 0]);
     }
 
     #[test]

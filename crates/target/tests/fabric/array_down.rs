@@ -1,6 +1,7 @@
 //! The array goes away and comes back.
 
 use crate::{eventually, House, ARRAY_IQN, NUMBER};
+use playhead_target::fabric::Identity;
 use playhead_target::iscsi::{Limits, Server};
 use playhead_wire::iscsi::request::Request;
 use std::sync::atomic::Ordering;
