@@ -182,8 +182,9 @@ def fill_up(host: Initiator, first: int) -> tuple[int, Answer]:
 
 
 def test_the_groups_choice_holds_while_the_journal_is_full(tmp_path: Path) -> None:
-    small = tmp_path / "small"
-    small.mkdir()
+    # The journals alone: changing the policy writes to the catalogue.
+    small = tmp_path / "store" / "groups"
+    small.mkdir(parents=True)
     mount = ["mount", "-t", "tmpfs", "-o", "size=24m", "tmpfs", str(small)]
     done = subprocess.run(mount, capture_output=True, text=True, check=False)
     if done.returncode != 0:
@@ -191,19 +192,15 @@ def test_the_groups_choice_holds_while_the_journal_is_full(tmp_path: Path) -> No
     try:
         config = tmp_path / "playhead.toml"
         config.write_text('segment_bytes = "1M"\n')
-        appliance = Appliance(small / "store", "--config", str(config), log=tmp_path / "log")
+        appliance = Appliance(tmp_path / "store", "--config", str(config), log=tmp_path / "log")
         appliance.expect(".")
         with Tgtd(tmp_path, SIZE_BYTES) as array, appliance:
             volume = protect(appliance, array)
-            # Too little for a segment, enough for the catalogue, which lies on the same disk.
-            spare = small / "spare"
-            spare.write_bytes(bytes(256 << 10))
             with session(volume) as host:
                 host.attentions(0)
                 reached, answer = fill_up(host, 0)
                 assert answer.ascq == 0x2707 and reached < BLOCKS, answer
                 check_alert(appliance, "stopped")
-                spare.unlink()
                 appliance.cli("group", "policy", "db", "--on-journal-failure", "track")
                 reached, answer = fill_up(host, reached)
                 assert answer.good and reached == BLOCKS
