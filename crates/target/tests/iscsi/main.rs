@@ -10,7 +10,6 @@ mod clones;
 mod copies;
 mod device;
 mod hostile;
-mod idle;
 mod lock;
 mod masking;
 mod modes;

@@ -129,8 +129,12 @@ fn an_overwrite_ends_with_its_unit_which_remembers_that() {
     let list = [0x1f, 0, 0, 1, 0xee];
     // With AUSE the failure may be left, without it has to be made good.
     for (unrestricted, left) in [(0x20, 0), (0x00, 2)] {
+        let flushes = disk.flushes.load(Ordering::Relaxed);
         disk.flush_gate.store(true, Ordering::SeqCst);
         assert!(is_good(&peer.command(&sanitize(0x81 | unrestricted, &list), 0, &list)));
+        while disk.flushes.load(Ordering::Relaxed) == flushes {
+            std::thread::sleep(Duration::from_millis(1)); // until it is at work
+        }
         server.remove_lun(IQN, 0, Duration::from_secs(10)).unwrap();
         let at_removal = disk.batches.load(Ordering::Relaxed);
         // Back while its thread has not noticed yet: nothing else than later.

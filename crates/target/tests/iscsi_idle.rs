@@ -1,9 +1,20 @@
-//! A thousand sessions that do nothing.
+//! A thousand sessions that do nothing. Alone in their process, so that memory can be counted.
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
 
-use crate::peer::{keys, Peer};
-use crate::{serve, IQN};
-use playhead_target::iscsi::Limits;
+#[path = "iscsi/peer.rs"]
+#[allow(dead_code)]
+mod peer;
+#[path = "iscsi/ramdisk.rs"]
+#[allow(dead_code)]
+mod ramdisk;
+
+use peer::{keys, Peer};
+use playhead_target::iscsi::{Limits, Server};
+use ramdisk::RamDisk;
 use rustix::process::{getrlimit, setrlimit, Resource, Rlimit};
+use std::sync::Arc;
+
+const IQN: &str = "iqn.2026-01.org.playhead:idle";
 
 /// Resident memory of this process, in KiB.
 fn resident_kib() -> u64 {
@@ -17,7 +28,9 @@ fn a_thousand_idle_sessions_cost_little_and_disturb_nobody() {
     let limit = getrlimit(Resource::Nofile);
     let wanted = Some(limit.maximum.unwrap_or(8192).min(8192));
     setrlimit(Resource::Nofile, Rlimit { current: wanted, maximum: limit.maximum }).unwrap();
-    let (server, _disk) = serve(Limits::default());
+    let server = Server::bind("127.0.0.1:0".parse().unwrap(), Limits::default()).unwrap();
+    server.add_target(IQN).unwrap();
+    server.set_lun(IQN, 0, Arc::new(RamDisk::new("disk0", 131_072))).unwrap();
     let mut busy = Peer::session(server.address(), IQN, &[]);
     let before = resident_kib();
     let mut idle = Vec::new();
