@@ -55,6 +55,9 @@ pub trait Recorder: Send + Sync {
     /// Production has certainly not changed.
     fn unchanged(&self, taken: Taken);
 
+    /// Nobody knows, and the array may execute it yet: until `unknown` says that it is over, the replica is not in step.
+    fn doubt(&self, taken: &Taken);
+
     /// Nobody knows: production is to be read.
     fn unknown(&self, taken: Taken);
 

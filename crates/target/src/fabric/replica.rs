@@ -117,6 +117,12 @@ impl Recorder for Replica {
         }
     }
 
+    fn doubt(&self, taken: &Taken) {
+        if let (Some(split), Some(taken)) = (self.split.read_recursive().as_ref(), taken.downcast_ref()) {
+            split.doubt(taken);
+        }
+    }
+
     fn unknown(&self, taken: Taken) {
         drop(Replica::own(taken));
     }

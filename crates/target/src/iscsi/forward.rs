@@ -437,6 +437,7 @@ impl Session {
                 // Also one that was aborted: the array has not said so.
                 if let (Some(taken), Some(link)) = (taken, self.forwarding.links.get(at)) {
                     let recorder = Arc::clone(lun.recorder());
+                    recorder.doubt(&taken);
                     link.put_in_limbo(lun.in_limbo(), Box::new(move || recorder.unknown(taken)));
                 }
                 if !command.aborted {
@@ -754,6 +755,7 @@ impl Session {
                 continue;
             };
             let recorder = Arc::clone(lun.recorder());
+            recorder.doubt(&taken);
             match self.forwarding.links.get(command.link) {
                 Some(link) => link.put_in_limbo(lun.in_limbo(), Box::new(move || recorder.unknown(taken))),
                 None => recorder.unknown(taken),

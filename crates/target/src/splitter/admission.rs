@@ -194,11 +194,10 @@ impl Shared {
     fn mark(self: &Arc<Self>, mut inside: MutexGuard<'_, Inside>) {
         let queue = std::mem::take(&mut inside.queue);
         let sync = inside.marks.begin_sync();
-        let file = inside.marks.map.file();
         let payload_bytes = inside.takes.payload_bytes();
         let stop = inside.choice == OnJournalFailure::Stop;
         drop(inside);
-        let synced = if sync { file.sync() } else { Ok(()) };
+        let synced = if sync { self.sync_map() } else { Ok(()) };
         let room = if stop { self.volume.wait_for_room(payload_bytes) } else { Ok(()) };
         let no_room = room.err().map(|e| self.refuse(e));
         let mut inside = self.inside.lock();
@@ -267,6 +266,24 @@ impl Shared {
         }
         drop(inside);
         self.tell(told);
+    }
+
+    /// Has all marks so far survive a loss of power. After a failure the kernel takes for written what is not on the medium; so the next
+    /// sync writes the whole map anew.
+    pub(super) fn sync_map(&self) -> std::io::Result<()> {
+        let _one = self.syncing.lock();
+        let file = self.inside.lock().marks.map.begin_sync()?;
+        file.sync().inspect_err(|_| self.inside.lock().marks.map.sync_failed())
+    }
+
+    /// What a take that is under way changes counts as differing.
+    pub(super) fn doubt(&self, number: u64) {
+        let mut inside = self.inside.lock();
+        let Some(wanted) = inside.takes.wanted(number).cloned() else { return };
+        inside.marks.differ(&wanted.changes);
+        inside.note_lag();
+        inside.woken = true;
+        self.tending.notify_all();
     }
 
     /// The journal has refused. What that means to a host; and, unless the request was at fault, it is not tried again until the tender has

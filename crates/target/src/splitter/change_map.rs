@@ -60,6 +60,8 @@ pub(super) struct ChangeMap {
     of: MapOf,
     header: Header,
     marked: Bits,
+    /// A sync has failed: nobody knows what of the file is on the medium.
+    doubtful: bool,
 }
 
 impl ChangeMap {
@@ -95,7 +97,7 @@ impl ChangeMap {
         lock(&*file, path)?;
         let header = Header { region_bytes, initialised: false, since_ns: 0, stamp: [0; 64] };
         let marked = Bits::none(regions(of.block_count, region_bytes));
-        let mut map = ChangeMap { file, of, header, marked };
+        let mut map = ChangeMap { file, of, header, marked, doubtful: false };
         map.mark_all()?;
         map.write_header()?;
         map.file.sync()?;
@@ -115,7 +117,8 @@ impl ChangeMap {
         }
         let Some(header) = decode_header(&sector, of)? else { return Ok(None) };
         let limit = regions(of.block_count, header.region_bytes);
-        let mut map = ChangeMap { file: Arc::clone(file), of, header, marked: Bits::none(limit) };
+        let marked = Bits::none(limit);
+        let mut map = ChangeMap { file: Arc::clone(file), of, header, marked, doubtful: false };
         for number in 0..map.sectors() {
             let good = match file.read_at(&mut sector, sector_offset(number)) {
                 Ok(()) => map.take_sector(number, &sector),
@@ -147,9 +150,19 @@ impl ChangeMap {
         &self.marked
     }
 
-    /// The file, to sync without holding the map.
-    pub(super) fn file(&self) -> Arc<dyn File> {
-        Arc::clone(&self.file)
+    /// The file, to sync without holding the map; [`ChangeMap::sync_failed`] is told if that fails. One sync at a time.
+    pub(super) fn begin_sync(&mut self) -> io::Result<Arc<dyn File>> {
+        if self.doubtful {
+            (0..self.sectors()).try_for_each(|number| self.write_sector(number))?;
+            self.write_header()?;
+            self.doubtful = false;
+        }
+        Ok(Arc::clone(&self.file))
+    }
+
+    /// The sync failed: the file is written anew before the next, since the kernel may think it written.
+    pub(super) fn sync_failed(&mut self) {
+        self.doubtful = true;
     }
 
     /// Changes the header; durable with the next sync.
@@ -298,7 +311,9 @@ fn lock(file: &dyn File, path: &Path) -> io::Result<()> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use parking_lot::Mutex;
     use playhead_journal::files::DiskFiles;
+    use std::sync::atomic::{AtomicBool, Ordering};
 
     const OF: MapOf = MapOf { volume: [7; 16], block_count: 10_000 * 2048 };
 
@@ -350,6 +365,90 @@ mod tests {
         let other = MapOf { block_count: 5, ..OF };
         std::fs::write(&path, &good).unwrap();
         assert_eq!(ChangeMap::open(&DiskFiles, &path, other).unwrap().marked().count(), 1);
+    }
+
+    /// A file as the kernel has it: a failed sync leaves in memory, as if written, what the medium does not have.
+    #[derive(Default)]
+    struct Cached {
+        memory: Mutex<Vec<u8>>,
+        dirty: Mutex<Vec<(usize, Vec<u8>)>>,
+        medium: Mutex<Vec<u8>>,
+        fails: AtomicBool,
+    }
+
+    fn put(bytes: &mut Vec<u8>, at: usize, data: &[u8]) {
+        bytes.resize(bytes.len().max(at + data.len()), 0);
+        bytes[at..at + data.len()].copy_from_slice(data);
+    }
+
+    fn unsupported<T>() -> io::Result<T> {
+        Err(io::ErrorKind::Unsupported.into())
+    }
+
+    impl File for Cached {
+        fn read_at(&self, buf: &mut [u8], offset: u64) -> io::Result<()> {
+            let memory = self.memory.lock();
+            let from = memory.get(offset as usize..).and_then(|rest| rest.get(..buf.len()));
+            buf.copy_from_slice(from.ok_or(io::ErrorKind::UnexpectedEof)?);
+            Ok(())
+        }
+        fn write_at(&self, bufs: &[IoSlice<'_>], offset: u64) -> io::Result<()> {
+            let data: Vec<u8> = bufs.iter().flat_map(|buf| buf.iter().copied()).collect();
+            put(&mut self.memory.lock(), offset as usize, &data);
+            self.dirty.lock().push((offset as usize, data));
+            Ok(())
+        }
+        fn sync(&self) -> io::Result<()> {
+            let dirty = std::mem::take(&mut *self.dirty.lock());
+            if self.fails.swap(false, Ordering::Relaxed) {
+                return Err(io::Error::other("the medium failed"));
+            }
+            dirty.iter().for_each(|(at, data)| put(&mut self.medium.lock(), *at, data));
+            Ok(())
+        }
+        fn size(&self) -> io::Result<u64> {
+            Ok(self.memory.lock().len() as u64)
+        }
+        fn set_size(&self, _: u64) -> io::Result<()> {
+            unsupported()
+        }
+        fn allocate(&self, _: u64, _: u64) -> io::Result<()> {
+            unsupported()
+        }
+        fn punch(&self, _: u64, _: u64) -> io::Result<()> {
+            unsupported()
+        }
+        fn data_at(&self, _: u64) -> io::Result<(bool, u64)> {
+            unsupported()
+        }
+        fn map(&self) -> io::Result<playhead_journal::files::Bytes> {
+            unsupported()
+        }
+        fn lock(&self) -> io::Result<bool> {
+            Ok(true)
+        }
+    }
+
+    #[test]
+    fn marks_of_a_failed_sync_are_on_the_medium_after_the_next() {
+        let cached = Arc::new(Cached::default());
+        let header = Header { region_bytes: 1 << 20, initialised: true, since_ns: 0, stamp: [0; 64] };
+        let marked = Bits::none(10_000);
+        let mut map = ChangeMap { file: cached.clone(), of: OF, header, marked, doubtful: true };
+        map.begin_sync().unwrap().sync().unwrap();
+        assert!(map.mark(5).unwrap());
+        cached.fails.store(true, Ordering::Relaxed);
+        assert!(map.begin_sync().unwrap().sync().is_err());
+        map.sync_failed();
+        // Of another sector; and the first is not new any more, so nobody marks it again.
+        assert!(map.mark(9_000).unwrap() && !map.mark(5).unwrap());
+        map.begin_sync().unwrap().sync().unwrap();
+        // The power fails.
+        let left = Cached { memory: Mutex::new(cached.medium.lock().clone()), ..Cached::default() };
+        let file: Arc<dyn File> = Arc::new(left);
+        let found = ChangeMap::read(&file, OF).unwrap().unwrap();
+        assert_eq!(found.marked().count(), 2);
+        assert!(found.marked().contains(5) && found.marked().contains(9_000));
     }
 
     #[test]

@@ -116,6 +116,13 @@ impl Marks {
         }
     }
 
+    /// What `ranges` touch differs from now on, while the change goes on.
+    pub(super) fn differ(&mut self, ranges: &[Range<u64>]) {
+        for region in self.regions(ranges) {
+            self.differs.insert(region);
+        }
+    }
+
     /// A sync of the map begins; false if there is nothing to sync.
     pub(super) fn begin_sync(&mut self) -> bool {
         self.syncing = std::mem::take(&mut self.unsynced);

@@ -30,7 +30,7 @@ const PIECE_BLOCKS: usize = 8;
 /// How often there is a look at what nobody has asked for.
 const ROUND: Duration = Duration::from_secs(1);
 /// How long somebody else's change is waited for, while hosts wait behind us: one whose end nobody knows may take any time.
-const PATIENCE: Duration = Duration::from_secs(1);
+const PATIENCE: Duration = Duration::from_millis(200);
 /// Extents asked for at once.
 const EXTENTS: usize = 64;
 
@@ -161,9 +161,8 @@ impl Shared {
                 if !inside.differs() {
                     in_step(&mut inside);
                 }
-                let file = inside.marks.map.file();
                 drop(inside);
-                if let Err(e) = file.sync() {
+                if let Err(e) = self.sync_map() {
                     log::warn!("{}: its change map cannot be synced: {e}", self.name);
                 }
             }

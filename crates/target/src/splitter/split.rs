@@ -13,7 +13,7 @@
 //! As long as anything differs, what is captured lies between RESYNC_BEGIN and RESYNC_END: the former is in the log before the first
 //! record that follows a change which is missing. When the journal refuses, the group's choice decides ([`OnJournalFailure`]).
 //!
-//! Locks: `span` -> the journal's; `state` -> the group's `log`, for a look at the room. Callbacks are called with nothing held.
+//! Locks: `span` -> the journal's; `syncing` -> `inside`; `state` -> the group's `log`, for a look at the room. Callbacks are called with nothing held.
 
 use std::{
     path::PathBuf,
@@ -219,6 +219,8 @@ pub(super) struct Shared {
     pub(super) inside: Mutex<Inside>,
     /// One RESYNC record at a time.
     pub(super) span: Mutex<()>,
+    /// One sync of the change map at a time: the system tells of a failure once.
+    pub(super) syncing: Mutex<()>,
     /// Wakes the marker.
     pub(super) queued: Condvar,
     /// Wakes the tender.
@@ -270,7 +272,7 @@ impl Split {
         }
         // From here on the stamp is not true any more.
         marks.map.set_header(|h| h.stamp = [0; 64]).map_err(map_error)?;
-        marks.map.file().sync().map_err(map_error)?;
+        marks.map.begin_sync().and_then(|file| file.sync()).map_err(map_error)?;
         let mut inside = Inside {
             takes: Takes::default(),
             span_open: volume.resyncing(),
@@ -297,6 +299,7 @@ impl Split {
             production,
             inside: Mutex::new(inside),
             span: Mutex::new(()),
+            syncing: Mutex::new(()),
             queued: Condvar::new(),
             tending: Condvar::new(),
         });
@@ -360,14 +363,13 @@ impl Split {
     pub fn compare_all(&self) -> Result<(), LunError> {
         let shared = &self.shared;
         let failed = |e: std::io::Error| LunError::Io { name: shared.name.clone(), detail: e.to_string() };
-        let file = {
+        {
             let mut inside = shared.inside.lock();
             inside.marks.all_differ().map_err(failed)?;
             inside.note_lag();
-            inside.marks.map.file()
-        };
+        }
         shared.wake();
-        file.sync().map_err(failed)
+        shared.sync_map().map_err(failed)
     }
 
     /// Takes what is wanted and has it marked; waits for changes that overlap, and for the medium.
@@ -431,6 +433,12 @@ impl Split {
         self.shared.finish(taken, false);
     }
 
+    /// Nobody knows whether production has executed what was taken, and it may do so yet: it counts as differing from now on, so that no
+    /// point of the time in doubt is taken for consistent. [`Split::unknown`] ends it.
+    pub fn doubt(&self, taken: &Taken) {
+        self.shared.doubt(taken.number);
+    }
+
     /// Production may have changed, nobody knows how: what was taken is read and compared. So is what production's own rules make of a
     /// change, such as UNMAP where it does not promise zeros.
     pub fn unknown(&self, taken: Taken) {
@@ -468,9 +476,8 @@ impl Split {
         shared.unmark(true)?;
         let failed = |e: std::io::Error| LunError::Io { name: shared.name.clone(), detail: e.to_string() };
         let stamp = shared.production.stamp().unwrap_or([0; 64]);
-        let mut inside = shared.inside.lock();
-        inside.marks.map.set_header(|h| h.stamp = stamp).map_err(failed)?;
-        inside.marks.map.file().sync().map_err(failed)
+        shared.inside.lock().marks.map.set_header(|h| h.stamp = stamp).map_err(failed)?;
+        shared.sync_map().map_err(failed)
     }
 
     fn stop(&self) {

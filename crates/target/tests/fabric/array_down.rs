@@ -62,6 +62,7 @@ fn a_host_that_dies_with_a_write_in_flight_leaves_it_to_be_read_back() {
     eventually(|| house.disk.submits_waiting.load(Ordering::SeqCst) == 1, "the write is at the array");
     drop(host);
     std::thread::sleep(Duration::from_millis(50));
+    eventually(|| house.replica.doubts.load(Ordering::SeqCst) == 1, "the replica is not in step");
     assert_eq!(house.replica.taken(), 1);
     house.disk.submit_gate.store(false, Ordering::SeqCst);
     eventually(|| house.replica.taken() == 0, "the lost write is concluded");

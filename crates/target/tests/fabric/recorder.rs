@@ -22,6 +22,8 @@ pub(crate) struct Journalled {
     /// The journal cannot be written.
     pub(crate) full: AtomicBool,
     pub(crate) flushes: AtomicU64,
+    /// Changes that were in doubt.
+    pub(crate) doubts: AtomicU64,
     pub(crate) waits: AtomicU64,
 }
 
@@ -37,6 +39,7 @@ impl Journalled {
             unknown: Mutex::default(),
             full: AtomicBool::new(false),
             flushes: AtomicU64::new(0),
+            doubts: AtomicU64::new(0),
             waits: AtomicU64::new(0),
         }
     }
@@ -104,6 +107,10 @@ impl Recorder for Journalled {
 
     fn unchanged(&self, taken: Taken) {
         self.give_back(taken);
+    }
+
+    fn doubt(&self, _: &Taken) {
+        self.doubts.fetch_add(1, Ordering::SeqCst);
     }
 
     fn unknown(&self, taken: Taken) {

@@ -102,6 +102,32 @@ fn what_production_loses_while_it_is_out_of_sight_the_replica_loses_too() {
     stage.assert_in_step();
 }
 
+/// A write whose connection was lost may reach production at any time until the array says that it ended it.
+#[test]
+fn while_a_change_is_in_doubt_no_point_is_taken_for_consistent() {
+    let dir = tempfile::tempdir().unwrap();
+    let stage = Stage::new(dir.path(), Disk::new(BLOCKS), OnJournalFailure::Stop);
+    stage.assert_in_step();
+    let in_doubt = stage.split.begin(Wanted::blocks(5, 1)).unwrap();
+    stage.split.doubt(&in_doubt);
+    assert_eq!(stage.split.status().state, State::Resynchronising);
+    assert!(stage.split.status().lag_bytes > 0);
+    // Another host goes on, also beside the blocks in doubt, and what it writes lies in a stretch that is not opened.
+    for lba in [6, 8000] {
+        let taken = stage.split.begin(Wanted::blocks(lba, 1)).unwrap();
+        stage.disk.write(lba, &[2; 512], 1);
+        stage.split.capture(taken, &[Change::Write { lba, data: &[2; 512] }]).unwrap();
+        assert!(stage.group.open_image("i", stage.group.head().lsn, false).is_err());
+    }
+    std::thread::sleep(std::time::Duration::from_millis(500));
+    assert_eq!(stage.split.status().state, State::Resynchronising);
+    stage.disk.write(5, &[1; 512], 1);
+    stage.split.unknown(in_doubt);
+    stage.assert_in_step();
+    stage.group.open_image("i", stage.group.head().lsn, false).unwrap();
+    stage.group.close_image("i").unwrap();
+}
+
 #[test]
 fn a_capture_outside_of_what_was_taken_costs_no_data() {
     let dir = tempfile::tempdir().unwrap();
