@@ -469,9 +469,9 @@ class Group:
                 f"detach it first: `playhead detach {self.row.name}/{name}`",
             )
         row = SplitterRow("host", path)
+        # Nobody knows what happened to it while it was away: without a map all of it is compared, whatever fails from here on.
+        self._splitters.remove_map(self.volume(name).uuid)
         self._open_splitter(name, row)
-        # Nobody knows what happened to it while it was away.
-        self._splitters.compare_all(name)
         self._catalogue.set_splitter(self.row.name, name, row)
         self._export_volume(name)
         _log.info("production attached again", volume=f"{self.row.name}/{name}", path=path)
@@ -491,6 +491,8 @@ class Group:
                     f"volume {self.row.name}/{name} is {volume.splitter.state}, so its newest points are not consistent",
                     "wait until it is synchronised, or detach it with --drop-history",
                 )
+            if keep_history:
+                self._refuse_out_of_step(name)
             if not keep_history and (images := self.engine.images()):
                 raise conflict(
                     f"volume {self.row.name}/{name} is shown by image {images[0]['name']}",
@@ -529,6 +531,16 @@ class Group:
         if of:
             self._open_splitter_or_lose(name, of)
         self._export_volume(name)
+
+    def _refuse_out_of_step(self, name: str) -> None:
+        try:
+            self.engine.check_consistent(self.engine.head()["lsn"])
+        except NativeError as error:
+            raise PlayheadError(
+                error.code,
+                f"the newest points of volume {self.row.name}/{name} are not consistent: {error.message}",
+                "attach it again and wait until it is synchronised, or detach it with --drop-history",
+            ) from error
 
     def resync(self, name: str) -> Volume:
         """Compares all of a volume with its production, while hosts work."""

@@ -125,6 +125,12 @@ def test_a_copy_that_takes_over_is_compared_with_production(appliance: Appliance
     wait_for(appliance, "synchronised")
     assert head_image(appliance, "head") == file.read_bytes()
     io.check(volume["nbd_url"], 0x6B, "1M", "64k")
+    # It has a map of its own from here on.
+    assert len(list((tmp_path / "near" / "splitter").iterdir())) == 1
+    io.write(volume["nbd_url"], 0x22, "2M", "1M")
+    appliance.restart()
+    assert splitter(appliance)["state"] == "synchronised"
+    assert head_image(appliance, "again") == file.read_bytes()
 
 
 def settle_doubts(memory: Memory, disk: bytes) -> None:
@@ -225,25 +231,21 @@ def test_a_production_that_is_gone_keeps_neither_service_nor_past_away(appliance
     appliance.cli("group", "delete", "g")
 
 
-def test_a_promoted_copy_is_compared_with_production(appliance: Appliance, tmp_path: Path) -> None:
+@pytest.mark.expect_log("production is lost")
+def test_a_replica_that_is_out_of_step_is_not_kept_as_history(appliance: Appliance, tmp_path: Path) -> None:
     file = tmp_path / "disk"
-    file.write_bytes(bytes(BLOCKS * BLOCK_BYTES))
-    volume = attach(appliance, file)
-    wait_for(appliance, "synchronised")
-    appliance.cli("copy", "add", "g/near", "--directory", str(tmp_path / "second"))
-    wait_until(lambda: appliance.cli("copy", "show", "g/near")["state"] == "synchronised", "the copy is level")
-    appliance.cli("copy", "pause", "g/near")
-    io.write(volume["nbd_url"], 0x21, "1M", "1M")
-    appliance.cli("copy", "resume", "g/near")
-    appliance.cli("copy", "promote", "g/near", "--force")
-    # Its map is not the old journal's, which knows nothing of what a copy may lack.
-    wait_for(appliance, "synchronised")
-    assert head_image(appliance, "head") == file.read_bytes()
-    assert len(list((tmp_path / "second" / "splitter").iterdir())) == 1
-    io.write(volume["nbd_url"], 0x22, "2M", "1M")
-    appliance.restart()
-    assert splitter(appliance)["state"] == "synchronised"
-    assert head_image(appliance, "again") == file.read_bytes()
+    file.write_bytes(random.Random(4).randbytes(1 << 20) * 512)
+    attach(appliance, file)
+    appliance.kill()
+    file.unlink()
+    appliance.start()
+    assert splitter(appliance)["state"] == "production-lost"
+    dumped = appliance.run("journal", "dump", "g", "--limit", "1000000", "-o", "json").stdout.splitlines()
+    assert [r["opcode"] for r in map(json.loads, dumped) if r["opcode"].startswith("RESYNC")] == ["RESYNC_BEGIN"]
+    refused = appliance.refusal("detach", "g/v", "--keep-history")
+    assert refused.code == "inconsistent" and "--drop-history" in refused.stderr, refused
+    appliance.cli("detach", "g/v", "--drop-history")
+    assert appliance.cli("volume", "list") == []
 
 
 @pytest.mark.parametrize("choice", ["stop", "track"])

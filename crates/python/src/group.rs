@@ -256,6 +256,11 @@ impl Group {
         unlocked(py, || self.inner.point_at_time(time_ns)).map(Point::from)
     }
 
+    /// Refuses a point of a resynchronisation.
+    fn check_consistent(&self, py: Python<'_>, lsn: u64) -> PyResult<()> {
+        unlocked(py, || self.inner.check_consistent(lsn))
+    }
+
     /// `force`: also at a point of a resynchronisation.
     #[pyo3(signature = (name, lsn, writable, force = false))]
     fn open_image(
