@@ -1,14 +1,16 @@
 """A small iSCSI target whose offloads do as they are told: carried out, refused, or answered GOOD and not carried out, or badly.
 
-One LUN of 512-byte blocks in memory, one connection after another. It advertises every offload.
+One LUN of 512-byte blocks in memory; each connection has a thread, commands are carried out one by one. It advertises every offload.
 """
 
 from __future__ import annotations
 
+import contextlib
 import socket
 import struct
 import threading
 from collections.abc import Callable
+from dataclasses import dataclass
 from types import TracebackType
 from typing import Self
 
@@ -34,6 +36,27 @@ class HungUpError(Exception):
     """The other side is gone, or we want it to be."""
 
 
+@dataclass(frozen=True)
+class Ended:
+    """How a command ends."""
+
+    data: bytes = b""
+    status: int = 0
+    sense: bytes = b""
+    left_over_bytes: int = 0
+    """Of what the initiator expected to be moved."""
+
+
+def sense_data(code: SenseCode, *, deferred: bool = False) -> bytes:
+    """In the fixed format (SPC-4 4.5.3)."""
+    key, additional = code
+    return (
+        bytes((0x71 if deferred else 0x70, 0, key, 0, 0, 0, 0, 10, 0, 0, 0, 0))
+        + struct.pack(">H", additional)
+        + bytes(4)
+    )
+
+
 class Liar:
     """The target. `ways` says for an operation code what is done: "right", "reject", "nothing", "wrong", "outside", "medium", "hang up"."""
 
@@ -44,10 +67,17 @@ class Liar:
         """Blocks that any command has changed."""
         self._listener = socket.create_server(("127.0.0.1", 0))
         self._thread = threading.Thread(target=self._serve, daemon=True)
+        self._open: set[socket.socket] = set()
+        self.one = threading.Lock()
+        """Held while a command is carried out."""
 
     @property
     def url(self) -> str:
-        return f"iscsi://127.0.0.1:{self._listener.getsockname()[1]}/{IQN}/0"
+        return f"iscsi://{self.portal}/{IQN}/0"
+
+    @property
+    def portal(self) -> str:
+        return f"127.0.0.1:{self._listener.getsockname()[1]}"
 
     def __enter__(self) -> Self:
         self._thread.start()
@@ -59,6 +89,13 @@ class Liar:
         self._listener.shutdown(socket.SHUT_RDWR)
         self._listener.close()
         self._thread.join(10)
+        self.hang_up()
+
+    def hang_up(self) -> None:
+        """Ends all connections."""
+        for connection in list(self._open):
+            with contextlib.suppress(OSError):
+                connection.shutdown(socket.SHUT_RDWR)
 
     def _serve(self) -> None:
         while True:
@@ -66,11 +103,13 @@ class Liar:
                 connection, _ = self._listener.accept()
             except OSError:
                 return
-            with connection:
-                try:
-                    _Connection(connection, self).run()
-                except (HungUpError, OSError):
-                    continue
+            self._open.add(connection)
+            threading.Thread(target=self._attend, args=(connection,), daemon=True).start()
+
+    def _attend(self, connection: socket.socket) -> None:
+        with connection, contextlib.suppress(HungUpError, OSError):
+            _Connection(connection, self).run()
+        self._open.discard(connection)
 
     # Blocks.
 
@@ -80,6 +119,11 @@ class Liar:
 
     def get(self, lba: int, count: int) -> bytes:
         return bytes(self.blocks[lba * BLOCK : (lba + count) * BLOCK])
+
+    def answer(self, cdb: bytes, data: bytes) -> Ended:
+        """Carries a command out."""
+        found, sense = self.execute(cdb, data)
+        return Ended(found, 2, sense_data(sense)) if sense else Ended(found)
 
     def execute(self, cdb: bytes, data: bytes) -> tuple[bytes, SenseCode | None]:
         """Data-in, and sense if it fails."""
@@ -169,6 +213,10 @@ class _Connection:
                 self._log_in(head, data)
             elif head.opcode == pdu.COMMAND:
                 self._command(head)
+            elif head.opcode == pdu.NOP_OUT:
+                if head.itt != pdu.RESERVED_TAG:
+                    words = self._words(head, pdu.RESERVED_TAG)
+                    self._send(pdu.header(pdu.NOP_IN, pdu.FINAL, itt=head.itt, words=words), data)
             else:
                 raise HungUpError
 
@@ -213,18 +261,16 @@ class _Connection:
             self._send(pdu.header(pdu.R2T, pdu.FINAL, itt=head.itt, words=words))
             while len(data) < length:
                 data += self._receive()[1]
-        found, sense = self._liar.execute(head.raw[32:48], data)
-        found = found[:length]
+        with self._liar.one:
+            ended = self._liar.answer(head.raw[32:48], data)
+        found = ended.data[:length]
         for at in range(0, len(found), 1 << 17):
             words = (pdu.RESERVED_TAG, 0, head.word(24) + 1, head.word(24) + 32, at >> 17, at, 0)
             self._send(pdu.header(pdu.DATA_IN, 0, itt=head.itt, words=words), found[at : at + (1 << 17)])
-        words = (0, self._stat_sn, head.word(24) + 1, head.word(24) + 32, 0, 0, 0)
+        words = (0, self._stat_sn, head.word(24) + 1, head.word(24) + 32, 0, 0, ended.left_over_bytes)
         self._stat_sn += 1
-        answer = b""
-        if sense:
-            key, code = sense
-            fixed = bytes((0x70, 0, key, 0, 0, 0, 0, 10, 0, 0, 0, 0)) + struct.pack(">H", code) + bytes(4)
-            answer = struct.pack(">H", len(fixed)) + fixed
-        response = bytearray(pdu.header(pdu.RESPONSE, pdu.FINAL, itt=head.itt, words=words))
-        response[3] = 2 if sense else 0
+        answer = struct.pack(">H", len(ended.sense)) + ended.sense if ended.sense else b""
+        underflow = 0x02 if ended.left_over_bytes else 0
+        response = bytearray(pdu.header(pdu.RESPONSE, pdu.FINAL | underflow, itt=head.itt, words=words))
+        response[3] = ended.status
         self._send(bytes(response), answer)

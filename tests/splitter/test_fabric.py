@@ -16,6 +16,7 @@ from tests.conformance import suites
 from tests.control import io
 from tests.control.initiator import Answer, Initiator, RefusedError
 from tests.splitter import tgtd
+from tests.splitter.moody import Moody
 from tests.splitter.suite import differences
 from tests.splitter.tgtd import Tgtd
 
@@ -54,7 +55,7 @@ def synchronised(appliance: Appliance) -> dict[str, Any]:
         time.sleep(0.1)
 
 
-def check_equal(appliance: Appliance, array: Tgtd, name: str) -> None:
+def check_equal(appliance: Appliance, array: Tgtd | Moody, name: str) -> None:
     """An image of the head holds what the array's file holds, block for block."""
     image = appliance.cli("image", "open", f"db/{name}", "--at", "head")
     compare = ["qemu-img", "compare", "-f", "raw", "-F", "raw", str(array.file), image["iscsi_url"]]

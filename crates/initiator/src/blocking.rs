@@ -54,6 +54,11 @@ pub enum Error {
     TimedOut(Duration),
 }
 
+/// Whether sense data is about an earlier command, and the present one was not executed (SPC-4 4.5.5).
+pub fn is_deferred(sense: &[u8]) -> bool {
+    matches!(sense.first().map(|code| code & 0x7f), Some(0x71 | 0x73))
+}
+
 /// A nexus with one command at a time.
 #[derive(Debug)]
 pub struct Blocking {

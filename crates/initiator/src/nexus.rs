@@ -171,6 +171,11 @@ impl Nexus {
         }
     }
 
+    /// Sessions there have been.
+    pub fn sessions(&self) -> u64 {
+        self.sessions
+    }
+
     /// Whom it logs in to, and as whom.
     pub fn remote(&self) -> &Remote {
         &self.remote

@@ -11,17 +11,19 @@
 //!    nothing changed gives the extents back; everything else leaves them marked, to be read from the array.
 //!
 //! Read in this order: [`plan`] (what becomes of each operation code), [`record`] (what a change is to the journal), [`edit`] (answers
-//! that must tell the truth about the policy), [`array`](mod@array) (whom sessions log in to), [`limbo`] (changes whose end nobody knows)
-//! and [`lun`]. The session's side, which polls the host's and the array's socket on one thread, is `iscsi::forward` and `iscsi::links`.
+//! that must tell the truth about the policy), [`array`](mod@array) (whom sessions log in to), [`limbo`] (changes whose end nobody knows),
+//! [`loss`] (what an array says to have lost) and [`lun`]. The session's side, which polls the host's and the array's socket on one thread, is `iscsi::forward` and `iscsi::links`.
 
 pub mod array;
 pub mod edit;
 pub mod limbo;
+pub mod loss;
 pub mod lun;
 pub mod plan;
 pub mod record;
 pub mod replica;
 
 pub use array::{Array, LinkStatus};
+pub use loss::Loss;
 pub use lun::{Begun, FabricLun, Identity, Production, Recorder, Taken};
 pub use replica::Replica;

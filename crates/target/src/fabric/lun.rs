@@ -3,10 +3,12 @@
 use super::array::Array;
 use super::edit::NewIdentity;
 use super::limbo::Owner;
+use super::loss::{Ear, Loss};
 use super::record::Range;
 use crate::lun::{Change, Compared, Extent, FlushDone, Lsn, Lun, LunError, LunIdentity, BLOCK_BYTES};
 use parking_lot::Mutex;
-use playhead_initiator::{discovery, Blocking, Error, Task};
+use playhead_initiator::blocking::Answer;
+use playhead_initiator::{Blocking, Error, Task};
 use playhead_wire::iscsi::lun_bytes;
 use std::any::Any;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -19,9 +21,9 @@ const READ_BYTES: usize = 256 << 10;
 const LIMIT: Duration = Duration::from_secs(10);
 /// For a login that only says whether the array is there.
 const SIGHT_LIMIT: Duration = Duration::from_secs(1);
-/// Times a READ is repeated that finds the array busy or has a unit attention to hear of.
+/// Times a command is repeated that finds the array busy or has a unit attention to hear of.
 const TRIES: u32 = 8;
-/// Times a READ is repeated whose session was lost.
+/// Times one is repeated whose session was lost.
 const LOST_MAX: u32 = 2;
 
 /// Who the LUN is to hosts.
@@ -61,6 +63,9 @@ pub trait Recorder: Send + Sync {
     /// Nobody knows: production is to be read.
     fn unknown(&self, taken: Taken);
 
+    /// The array may have lost what it has answered GOOD for: that is to be read.
+    fn lost(&self, what: Loss);
+
     /// Makes everything captured survive a loss of power, then calls `done`.
     fn flush(&self, done: FlushDone);
 
@@ -73,17 +78,35 @@ pub trait Recorder: Send + Sync {
 
 /// The LUN itself, read for resynchronisation and copies, in a session of Playhead's own.
 pub struct Production {
-    array: Mutex<Blocking>,
+    session: Mutex<OwnSession>,
     number: u16,
     name: String,
     block_count: u64,
 }
 
+/// Playhead's session, and how often the LUN was reset in its midst.
+struct OwnSession {
+    array: Blocking,
+    ear: Ear,
+    resets: u64,
+}
+
+impl OwnSession {
+    fn run(&mut self, task: Task) -> Result<Answer, Error> {
+        let answer = self.array.run(task, LIMIT)?;
+        if self.ear.hear(self.array.nexus().sessions(), &answer.sense).is_some() {
+            self.resets += 1;
+        }
+        Ok(answer)
+    }
+}
+
 impl Production {
     /// LUN `number` of `array`, which has `block_count` blocks. Logs in when it is first read.
     pub fn new(array: &Array, number: u16, name: &str, block_count: u64) -> Production {
-        let array = Mutex::new(Blocking::new(array.own_remote(number)));
-        Production { array, number, name: name.to_owned(), block_count }
+        let array = Blocking::new(array.own_remote(number));
+        let session = Mutex::new(OwnSession { array, ear: Ear::default(), resets: 0 });
+        Production { session, number, name: name.to_owned(), block_count }
     }
 
     /// Size in blocks.
@@ -95,20 +118,19 @@ impl Production {
     ///
     /// Errors: [`LunError::Io`].
     pub fn flush(&self) -> Result<(), LunError> {
-        let cdb = [0x35, 0, 0, 0, 0, 0, 0, 0, 0, 0];
-        let answer = discovery::ask(&mut self.array.lock(), self.number, &cdb, 0, LIMIT);
-        let answer = answer.map_err(|error| self.fault(error.to_string()))?;
-        answer.map(|_| ()).ok_or_else(|| self.fault("the array does not flush".to_owned()))
+        let mut cdb = [0; 16];
+        cdb[0] = 0x35;
+        self.insist("SYNCHRONIZE CACHE", cdb, 0).map(|_| ())
     }
 
-    /// How many sessions it took to keep it in sight. An array that was out of sight may have been without power, and without a
-    /// battery for what it had only in memory.
+    /// How many sessions it took to keep it in sight, and resets in their midst. An array that was out of sight, or reset, may have been
+    /// without power, and without a battery for what it had only in memory.
     ///
     /// Errors: [`LunError::Io`]: there is no session.
     pub fn generation(&self) -> Result<u64, LunError> {
-        let mut array = self.array.lock();
-        array.attend(SIGHT_LIMIT).map_err(|error| self.fault(error.to_string()))?;
-        Ok(array.nexus().status().sessions)
+        let mut session = self.session.lock();
+        session.array.attend(SIGHT_LIMIT).map_err(|error| self.fault(error.to_string()))?;
+        Ok(session.array.nexus().sessions() + session.resets)
     }
 
     fn fault(&self, detail: String) -> LunError {
@@ -132,13 +154,23 @@ impl Production {
         cdb[0] = 0x88;
         cdb[2..10].copy_from_slice(&lba.to_be_bytes());
         cdb[10..14].copy_from_slice(&((part.len() / BLOCK_BYTES) as u32).to_be_bytes());
+        let data = self.insist(&format!("READ of LBA {lba}"), cdb, part.len())?;
+        if data.len() != part.len() {
+            return Err(self.fault("the array sends less than was asked for".to_owned()));
+        }
+        part.copy_from_slice(&data);
+        Ok(())
+    }
+
+    /// Runs a command that may be repeated, past attentions and busy moments.
+    fn insist(&self, what: &str, cdb: [u8; 16], read_bytes: usize) -> Result<Vec<u8>, LunError> {
         let lun = lun_bytes(self.number);
         let mut last = String::new();
         for attempt in 0..TRIES {
-            let task = Task { lun, cdb, attribute: 1, read_bytes: part.len() as u32, ..Task::default() };
-            let answer = match self.array.lock().run(task, LIMIT) {
+            let task = Task { lun, cdb, attribute: 1, read_bytes: read_bytes as u32, ..Task::default() };
+            let answer = match self.session.lock().run(task) {
                 Ok(answer) => answer,
-                // A session that was idle may be found ended by its first command; a READ can be sent again.
+                // A session that was idle may be found ended by its first command.
                 Err(Error::Lost(why)) if attempt < LOST_MAX => {
                     last = why;
                     continue;
@@ -146,20 +178,12 @@ impl Production {
                 Err(error) => return Err(self.fault(error.to_string())),
             };
             match answer.status {
-                0 if answer.data.len() == part.len() => {
-                    part.copy_from_slice(&answer.data);
-                    return Ok(());
-                }
-                0 => return Err(self.fault("the array sends less than was asked for".to_owned())),
+                0 => return Ok(answer.data),
                 0x02 if answer.sense_code().is_some_and(|(key, _, _)| key == 6) => {}
                 0x08 | 0x28 => std::thread::sleep(Duration::from_millis(10 << attempt)),
                 _ => {}
             }
-            last = format!(
-                "READ of LBA {lba}: status {:#04x}, sense {:02x?}",
-                answer.status,
-                answer.sense_code()
-            );
+            last = format!("{what}: status {:#04x}, sense {:02x?}", answer.status, answer.sense_code());
             if !matches!(answer.status, 0x02 | 0x08 | 0x28) {
                 break;
             }

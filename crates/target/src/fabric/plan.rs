@@ -5,7 +5,9 @@
 //!
 //! Copies (EXTENDED COPY, tokens) are refused for now, whatever the policy says: hosts then copy by reads and writes, which are split.
 
+use crate::lun::BLOCK_BYTES;
 use crate::scsi::{Offload, Offloads};
+use playhead_initiator::blocking::{is_deferred, sense_code};
 use playhead_wire::scsi::{Command, Sense};
 
 /// Most bytes that one command reads or writes: 32 MiB, so that one command's data fits a session's budget.
@@ -158,19 +160,41 @@ pub fn goes_on_after_good(command: &Command, data_out: &[u8]) -> bool {
     matches!(command, Command::FormatUnit(_)) && data_out.get(1).is_some_and(|flags| flags & 0x02 != 0)
 }
 
+/// Whether a command whose data has come is a MODE SELECT (6 or 10) with a block descriptor that asks for other blocks than the
+/// `block_count` of 512 bytes that there are (SBC-4 6.5.2): the journal's are those. Zero blocks asks for as many as there are.
+pub fn changes_block_size(cdb: &[u8; 16], data_out: &[u8], block_count: u64) -> bool {
+    let byte = |at: usize| u64::from(data_out.get(at).copied().unwrap_or(0));
+    let number = |at: usize, len: usize| (at..at + len).fold(0, |number, at| number << 8 | byte(at));
+    let (at, bytes, is_long) = match cdb[0] {
+        0x15 => (4, byte(3), false),
+        0x55 => (8, number(6, 2), byte(4) & 1 != 0),
+        _ => return false,
+    };
+    if bytes == 0 {
+        return false;
+    }
+    let (blocks, block_bytes) =
+        if is_long { (number(at, 8), number(at + 12, 4)) } else { (number(at, 4), number(at + 5, 3)) };
+    // What does not fit the short form is told as all ones.
+    let here = if is_long { block_count } else { block_count.min(u64::from(u32::MAX)) };
+    block_bytes != BLOCK_BYTES as u64 || blocks != 0 && blocks != here
+}
+
 /// Whether a command that ended otherwise than GOOD has certainly changed nothing (SAM-5 5.3.1; sense keys of SPC-4 4.5.6).
 pub fn changed_nothing(command: &Command, status: u8, sense: &[u8]) -> bool {
     match status {
         // BUSY, RESERVATION CONFLICT, TASK SET FULL, ACA ACTIVE: never begun.
         0x08 | 0x18 | 0x28 | 0x30 => true,
+        // An earlier command's end: this one was not executed. But nothing is certain of an array that has such errors.
+        0x02 if is_deferred(sense) => false,
         0x02 => {
             let one_step = !matches!(
                 command,
                 Command::FormatUnit(_) | Command::Sanitize(_) | Command::Unmap { .. } | Command::WriteSame(_)
             );
-            match playhead_initiator::blocking::sense_code(sense) {
-                // NOT READY, ILLEGAL REQUEST: found before the first block of what is one transfer.
-                Some((0x02 | 0x05, _, _)) => one_step,
+            match sense_code(sense) {
+                // ILLEGAL REQUEST: found before the first block of what is one transfer. NOT READY may come in the midst of it.
+                Some((0x05, _, _)) => one_step,
                 // UNIT ATTENTION: told instead of running the command.
                 Some((0x06, _, _)) => true,
                 // DATA PROTECT: write-protected. Want of space may come half way.
@@ -224,6 +248,27 @@ mod tests {
     }
 
     #[test]
+    fn mode_pages_may_be_set_and_the_blocks_may_not() {
+        let select = |code, list: &[u8]| changes_block_size(&cdb(&[code, 0x10]), list, 1000);
+        let caching = [0x08, 0x12, 4, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0];
+        assert!(!select(0x15, &[&[0, 0, 0, 0][..], &caching].concat()));
+        assert!(!select(0x15, &[0, 0, 0, 8, 0, 0, 3, 0xe8, 0, 0, 2, 0]));
+        assert!(!select(0x15, &[0, 0, 0, 8, 0, 0, 0, 0, 0, 0, 2, 0]));
+        assert!(select(0x15, &[0, 0, 0, 8, 0, 0, 3, 0xe8, 0, 0, 0x10, 0]));
+        assert!(select(0x15, &[0, 0, 0, 8, 0, 0, 3, 0xe7, 0, 0, 2, 0]));
+        assert!(select(0x15, &[0, 0, 0, 8, 0xff, 0xff, 0xff, 0xff, 0, 0, 2, 0]));
+        assert!(select(0x15, &[0, 0, 0, 8, 0, 0]), "a list cut short");
+        let long = |blocks: u64, bytes: u32| {
+            [&[0, 0, 0, 0, 1, 0, 0, 16][..], &blocks.to_be_bytes(), &[0; 4], &bytes.to_be_bytes()].concat()
+        };
+        assert!(
+            !select(0x55, &long(1000, 512)) && select(0x55, &long(1000, 4096)) && select(0x55, &long(9, 512))
+        );
+        assert!(!changes_block_size(&cdb(&[0x15]), &[0, 0, 0, 8, 255, 255, 255, 255, 0, 0, 2, 0], 1 << 33));
+        assert!(!select(0x2a, &[0, 0, 0, 8]));
+    }
+
+    #[test]
     fn only_what_is_certain_counts_as_nothing_changed() {
         let write = Command::parse(&cdb(&[0x2a])).unwrap();
         let compare = Command::parse(&cdb(&[0x89])).unwrap();
@@ -231,10 +276,15 @@ mod tests {
         assert!(changed_nothing(&write, 0x08, &[]) && changed_nothing(&write, 0x18, &[]));
         assert!(changed_nothing(&write, 0x02, &sense(6, 0x29)));
         assert!(changed_nothing(&compare, 0x02, &sense(0xe, 0x1d)));
-        for key in [1, 3, 4, 0xb, 0xd, 0xe] {
+        for key in [1, 2, 3, 4, 0xb, 0xd, 0xe] {
             assert!(!changed_nothing(&write, 0x02, &sense(key, 0)), "{key:#x}");
         }
         assert!(changed_nothing(&write, 0x02, &sense(7, 0x27)));
+        assert!(!changed_nothing(
+            &write,
+            0x02,
+            &[0x71, 0, 6, 0, 0, 0, 0, 10, 0, 0, 0, 0, 0x29, 0, 0, 0, 0, 0]
+        ));
         assert!(!changed_nothing(&write, 0x40, &[]) && !changed_nothing(&write, 0x02, &[]));
     }
 }

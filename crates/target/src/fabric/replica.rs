@@ -1,5 +1,6 @@
 //! The replica of a fabric volume: what [`Split`] is to this splitter.
 
+use super::loss::Loss;
 use super::lun::{Begun, Production, Recorder, Taken};
 use super::record::Range;
 use crate::lun::{Change, FlushDone, LunError};
@@ -125,6 +126,22 @@ impl Recorder for Replica {
 
     fn unknown(&self, taken: Taken) {
         drop(Replica::own(taken));
+    }
+
+    fn lost(&self, what: Loss) {
+        let split = self.split.read_recursive();
+        let Some(split) = split.as_ref() else {
+            return;
+        };
+        log::warn!(
+            "{}: the array may have lost what it had acknowledged ({what:?}); it is compared",
+            self.name
+        );
+        match what {
+            Loss::Unflushed => split.compare_marked(),
+            // Not on the medium yet, it is all the same compared now; only a crash meanwhile could forget it.
+            Loss::Anything => split.compare_all().unwrap_or_else(|e| log::error!("{e}")),
+        }
     }
 
     fn flush(&self, done: FlushDone) {

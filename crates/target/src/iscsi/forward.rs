@@ -267,12 +267,16 @@ impl Session {
             Ok(planned) => planned,
             Err(sense) => return self.refuse_of(&view.unit, asked, refuse(sense), 0),
         };
+        let block_count = view.unit.lun().block_count();
+        if plan::changes_block_size(&request.cdb, &data_out, block_count) {
+            return self.refuse_of(&view.unit, asked, refuse(Sense::in_parameters(3)), 0);
+        }
         let mut extents = Vec::new();
         if let Plan::Change(command) = &planned {
             if plan::goes_on_after_good(command, &data_out) {
                 return self.refuse_of(&view.unit, asked, refuse(Sense::in_parameters(1)), 0);
             }
-            match record::extents(command, &data_out, view.unit.lun().block_count()) {
+            match record::extents(command, &data_out, block_count) {
                 Ok(found) => extents = found,
                 Err(sense) => return self.refuse_of(&view.unit, asked, refuse(sense), 0),
             }
@@ -453,6 +457,10 @@ impl Session {
                 }
             }
             Outcome::Status { status, sense, residual } => {
+                let link = self.forwarding.links.get(at);
+                if let Some(loss) = link.and_then(|link| link.hear(lun.address(), &sense)) {
+                    lun.recorder().lost(loss);
+                }
                 let Done { data_in, data_out, .. } = done;
                 let mut ending = command.asked.ending(status, 0);
                 ending.residual = residual;

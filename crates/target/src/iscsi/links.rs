@@ -3,6 +3,7 @@
 use super::connection::Other;
 use crate::fabric::array::BUSY_FOR;
 use crate::fabric::limbo::{Conclude, Key, Owner};
+use crate::fabric::loss::{Ear, Loss};
 use crate::fabric::{Array, LinkStatus};
 use crate::scsi::InitiatorPort;
 use parking_lot::Mutex;
@@ -22,6 +23,8 @@ pub(super) struct ArrayLink {
     /// The array cannot be reached, since then.
     down_since: Option<Instant>,
     ready: (bool, bool),
+    /// Of each LUN, by its number at the array.
+    ears: HashMap<[u8; 8], Ear>,
 }
 
 impl ArrayLink {
@@ -39,6 +42,7 @@ impl ArrayLink {
             place,
             down_since: None,
             ready: (false, false),
+            ears: HashMap::new(),
         }
     }
 
@@ -70,6 +74,11 @@ impl ArrayLink {
             _ => return,
         }
         self.place.lock().status = self.nexus.status();
+    }
+
+    /// An answer of the LUN at `address`: what its `sense` says to be lost, if anything.
+    pub(super) fn hear(&mut self, address: [u8; 8], sense: &[u8]) -> Option<Loss> {
+        self.ears.entry(address).or_default().hear(self.nexus.sessions(), sense)
     }
 
     fn name(&self) -> &str {

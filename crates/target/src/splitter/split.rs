@@ -359,6 +359,18 @@ impl Split {
         self.shared.wake();
     }
 
+    /// Production may have lost what was not flushed: that is compared.
+    pub fn compare_marked(&self) {
+        {
+            let mut inside = self.shared.inside.lock();
+            inside.marks.marked_differ();
+            if inside.differs() {
+                inside.note_lag();
+            }
+        }
+        self.shared.wake();
+    }
+
     /// Nobody knows what differs: all of it is compared.
     pub fn compare_all(&self) -> Result<(), LunError> {
         let shared = &self.shared;

@@ -3,7 +3,7 @@
 use parking_lot::Mutex;
 use playhead_journal::Volume;
 use playhead_target::fabric::record::Range;
-use playhead_target::fabric::{Begun, Production, Recorder, Taken};
+use playhead_target::fabric::{Begun, Loss, Production, Recorder, Taken};
 use playhead_target::lun::{Change, FlushDone, LunError};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
@@ -25,6 +25,8 @@ pub(crate) struct Journalled {
     /// Changes that were in doubt.
     pub(crate) doubts: AtomicU64,
     pub(crate) waits: AtomicU64,
+    /// What the array has said to have lost.
+    pub(crate) losses: Mutex<Vec<Loss>>,
 }
 
 fn overlap(a: &[Range], b: &[Range]) -> bool {
@@ -41,6 +43,7 @@ impl Journalled {
             flushes: AtomicU64::new(0),
             doubts: AtomicU64::new(0),
             waits: AtomicU64::new(0),
+            losses: Mutex::default(),
         }
     }
 
@@ -116,6 +119,10 @@ impl Recorder for Journalled {
     fn unknown(&self, taken: Taken) {
         let ranges = self.give_back(taken);
         self.unknown.lock().extend(ranges);
+    }
+
+    fn lost(&self, what: Loss) {
+        self.losses.lock().push(what);
     }
 
     fn flush(&self, done: FlushDone) {

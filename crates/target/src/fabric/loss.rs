@@ -1,0 +1,66 @@
+//! What sense data says about changes that ended in GOOD long before.
+//!
+//! A deferred error (SPC-4 4.5.5) is one of an earlier command that was answered GOOD; of which blocks it seldom says, and an array with a
+//! cache of its own may find it long after a flush. So nothing that it has answered is certain any more. The command that is told of it
+//! was not executed.
+//!
+//! A power on or reset in the midst of a session (unit attention 29h) may have cost the array what it had only in memory: whatever was not
+//! flushed since. The same attention is the first thing that a new session hears, where it tells of the past only.
+
+use playhead_initiator::blocking::{is_deferred, sense_code};
+
+/// What may be gone of production.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Loss {
+    /// What was not flushed.
+    Unflushed,
+    /// Nobody knows what.
+    Anything,
+}
+
+/// Hears the answers of one LUN.
+#[derive(Debug, Default)]
+pub struct Ear {
+    /// The session in which something else than its first attention was heard.
+    settled_in: Option<u64>,
+}
+
+impl Ear {
+    /// An answer in the `session`-th session: what its `sense` says to be lost, if anything.
+    pub fn hear(&mut self, session: u64, sense: &[u8]) -> Option<Loss> {
+        if is_deferred(sense) {
+            return Some(Loss::Anything);
+        }
+        // POWER ON, RESET, OR BUS DEVICE RESET to DEVICE INTERNAL RESET; not what befalls a nexus only.
+        let reset = matches!(sense_code(sense), Some((0x06, 0x29, 0x00..=0x04)));
+        if !reset {
+            self.settled_in = Some(session);
+        }
+        (reset && self.settled_in == Some(session)).then_some(Loss::Unflushed)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_reset_counts_unless_it_is_the_first_that_a_session_hears() {
+        let fixed =
+            |code: u8, key, asc, ascq| [code, 0, key, 0, 0, 0, 0, 10, 0, 0, 0, 0, asc, ascq, 0, 0, 0, 0];
+        let mut ear = Ear::default();
+        for reset in [fixed(0x70, 6, 0x29, 0), fixed(0x70, 6, 0x29, 1)] {
+            assert_eq!(ear.hear(1, &reset), None);
+        }
+        assert_eq!(ear.hear(1, &fixed(0x70, 6, 0x2a, 9)), None);
+        assert_eq!(ear.hear(1, &fixed(0x70, 6, 0x29, 4)), Some(Loss::Unflushed));
+        assert_eq!(ear.hear(1, &[0x72, 6, 0x29, 1, 0, 0, 0, 0]), Some(Loss::Unflushed));
+        assert_eq!(ear.hear(2, &fixed(0x70, 6, 0x29, 0)), None);
+        // The nexus' own loss is none of the LUN's.
+        assert_eq!(ear.hear(2, &[]), None);
+        assert_eq!(ear.hear(2, &fixed(0x70, 6, 0x29, 7)), None);
+        for deferred in [&fixed(0x71, 3, 0x0c, 0)[..], &[0x73, 4, 0x44, 0, 0, 0, 0, 0]] {
+            assert_eq!(ear.hear(2, deferred), Some(Loss::Anything));
+        }
+    }
+}

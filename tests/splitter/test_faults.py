@@ -1,0 +1,169 @@
+"""The fabric-based splitter in front of an array that fails in every way that a standard has a word for: whatever it answers, the host hears
+of it as it is, and the volume holds what the array holds."""
+
+from __future__ import annotations
+
+import json
+import struct
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from tests.appliance import Appliance, wait_until
+from tests.control.initiator import Answer, Initiator
+from tests.lab.liar import BLOCK, Ended
+from tests.splitter.moody import FLUSH, LUN, READ, WRITE, Fault, Moody, failing
+from tests.splitter.test_fabric import check_equal, session, synchronised
+
+BUSY, RESERVATION_CONFLICT, TASK_SET_FULL, ACA_ACTIVE = 0x08, 0x18, 0x28, 0x30
+LENGTH = 64
+
+pytestmark = pytest.mark.expect_log("array|production|lost")
+
+
+@pytest.fixture
+def array(tmp_path: Path) -> Iterator[Moody]:
+    with Moody(tmp_path) as array:
+        yield array
+
+
+@pytest.fixture
+def host(array: Moody, appliance: Appliance) -> Iterator[Initiator]:
+    appliance.cli("array", "add", "san", "--portal", array.portal)
+    appliance.cli("group", "create", "db")
+    appliance.cli("volume", "create", "db/data", "--array", "san", "--target", array.target, "--lun", str(LUN))
+    with session(synchronised(appliance)) as host:
+        assert write(host, 0, b"\x01" * LENGTH * BLOCK).good
+        yield host
+
+
+def write(host: Initiator, lba: int, data: bytes) -> Answer:
+    return host.command(0, struct.pack(">BxQI2x", WRITE, lba, len(data) // BLOCK), data=data)
+
+
+def resynchronisations(appliance: Appliance) -> int:
+    lines = appliance.run("journal", "dump", "db", "--limit", "1000000", "-o", "json").stdout.splitlines()
+    return sum(record["opcode"] == "RESYNC_BEGIN" for record in map(json.loads, lines))
+
+
+NOTHING = {
+    "busy": Ended(status=BUSY),
+    "reserved": Ended(status=RESERVATION_CONFLICT),
+    "full": Ended(status=TASK_SET_FULL),
+    "contingent": Ended(status=ACA_ACTIVE),
+    "protected": failing(7, 0x2700),
+    "illegal": failing(5, 0x2400),
+    "attention": failing(6, 0x3F0E),
+}
+
+
+def test_what_the_array_did_not_begin_is_told_and_costs_nothing(
+    array: Moody, appliance: Appliance, host: Initiator
+) -> None:
+    before = resynchronisations(appliance)
+    for name, ended in NOTHING.items():
+        array.faults = [Fault(WRITE, ended)]
+        answer = write(host, 8, b"\x02" * LENGTH * BLOCK)
+        assert answer.status == ended.status, name
+        assert not array.faults
+        assert answer.ascq == int.from_bytes(ended.sense[12:14]), name
+    assert write(host, 8, b"\x03" * LENGTH * BLOCK).good
+    synchronised(appliance)
+    check_equal(appliance, array, "after")
+    assert resynchronisations(appliance) == before
+
+
+HALF_WAY = {
+    "not ready": failing(2, 0x0402),
+    "medium": failing(3, 0x0C00),
+    "hardware": failing(4, 0x4400),
+    "aborted": failing(0xB, 0x4700),
+    "recovered": failing(1, 0x0C01),
+    "no room": failing(7, 0x2707),
+    "task aborted": Ended(status=0x40),
+    "short": Ended(left_over_bytes=LENGTH // 2 * BLOCK),
+}
+
+
+def test_what_ends_half_way_is_told_and_read_back(array: Moody, appliance: Appliance, host: Initiator) -> None:
+    lba = 0
+    for executed in (0.5, 1.0):
+        for name, ended in HALF_WAY.items():
+            lba += 2 * LENGTH
+            array.faults = [Fault(WRITE, ended, executed=executed)]
+            answer = write(host, lba, b"\x02" * LENGTH * BLOCK)
+            assert answer.status == ended.status, name
+            assert answer.ascq == int.from_bytes(ended.sense[12:14]), name
+            assert not array.faults
+        lba += 2 * LENGTH
+        array.faults = [Fault(WRITE, Ended(status=0x22), executed=executed)]
+        assert not write(host, lba, b"\x03" * LENGTH * BLOCK).good, "a status that nobody has heard of"
+        lba += 2 * LENGTH
+        array.faults = [Fault(WRITE, None, executed=executed)]
+        answer = write(host, lba, b"\x04" * LENGTH * BLOCK)
+        assert (answer.status, answer.ascq) == (2, 0x0800), "a connection that ends"
+        # BUSY until there is another, and its attention.
+        wait_until(lambda at=lba: write(host, at + LENGTH, b"\x05" * BLOCK).good, "the array is used again")
+    synchronised(appliance)
+    check_equal(appliance, array, "after")
+
+
+def test_an_error_of_earlier_writes_has_all_of_the_lun_compared(
+    array: Moody, appliance: Appliance, host: Initiator
+) -> None:
+    assert write(host, 4096, b"\x02" * BLOCK).good
+    # Flushed long ago, and lost by the array on the way to its disks.
+    assert host.command(0, bytes((FLUSH,)) + bytes(9)).good
+    synchronised(appliance)
+    array.faults = [
+        Fault(WRITE, failing(3, 0x0C00, deferred=True), also=lambda: array.put(4096, b"\x99" * BLOCK)),
+    ]
+    answer = write(host, 8, b"\x03" * BLOCK)
+    assert (answer.status, answer.ascq) == (2, 0x0C00)
+    synchronised(appliance)
+    check_equal(appliance, array, "after")
+
+
+def test_an_array_that_was_reset_in_the_midst_of_a_session_may_have_lost_what_was_not_flushed(
+    array: Moody, appliance: Appliance, host: Initiator
+) -> None:
+    # A host hears of it.
+    array.faults = [
+        Fault(WRITE, failing(6, 0x2901), also=lambda: array.put(0, b"\x97" * BLOCK)),
+    ]
+    assert write(host, 200, b"\x05" * BLOCK).status == 2
+    synchronised(appliance)
+    check_equal(appliance, array, "after-write")
+    # Playhead's own flush, that of a stop, finds it.
+    array.faults = [
+        Fault(FLUSH, failing(6, 0x2904), also=lambda: array.put(100, b"\x98" * BLOCK)),
+    ]
+    assert write(host, 100, b"\x04" * BLOCK).good
+    appliance.restart()
+    assert not array.faults
+    synchronised(appliance)
+    check_equal(appliance, array, "after-flush")
+
+
+def test_short_reads_and_a_busy_array_hold_a_resynchronisation_up_and_do_not_spoil_it(
+    array: Moody, appliance: Appliance, host: Initiator
+) -> None:
+    array.put(3000, b"\x55" * 100 * BLOCK)
+    array.faults = [
+        Fault(READ, Ended(), executed=0.5),
+        Fault(READ, Ended(status=BUSY)),
+        Fault(READ, Ended(), executed=0.25),
+        Fault(READ, failing(6, 0x2A01)),
+        Fault(READ, failing(3, 0x1100)),
+        Fault(READ, None),
+        Fault(READ, Ended(status=TASK_SET_FULL)),
+    ]
+    appliance.cli("volume", "resync", "db/data")
+    assert write(host, 3050, b"\x06" * BLOCK).good
+    synchronised(appliance)
+    assert not array.faults
+    check_equal(appliance, array, "after")
+    # A host is told how much there was.
+    array.faults = [Fault(READ, Ended(), executed=0.5)]
+    read = struct.pack(">BxQI2x", READ, 3000, 8)
+    assert len(host.command(0, read, read_bytes=8 * BLOCK).data) == 4 * BLOCK
