@@ -5,6 +5,7 @@
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
 
 pub mod cdb;
+pub mod initiator;
 pub mod login;
 pub mod nbd;
 pub mod pdu;

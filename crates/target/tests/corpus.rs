@@ -3,6 +3,8 @@
 
 #[path = "../../../fuzz/src/cdb.rs"]
 mod cdb;
+#[path = "../../../fuzz/src/initiator.rs"]
+mod initiator;
 #[path = "../../../fuzz/src/login.rs"]
 mod login;
 #[path = "../../../fuzz/src/nbd.rs"]
@@ -55,6 +57,11 @@ fn commands() {
 #[test]
 fn pdus() {
     replay("pdu", pdu::run);
+}
+
+#[test]
+fn arrays() {
+    replay("initiator", initiator::run);
 }
 
 #[test]
