@@ -43,11 +43,13 @@ GUEST_PACKAGES = (
     "iproute2",
     "kmod",
     "mount",
+    "multipath-tools",
     "nbd-client",
     "open-iscsi",
     "procps",
     "sg3-utils",
     "sqlite3",
+    "udev",
     "util-linux",
     "xfsprogs",
 )
