@@ -18,9 +18,9 @@ HOST = "iqn.2026-11.example:host"
 LOAD_LIMIT_S = 60.0
 
 
-def protect(appliance: Appliance, array: Array, *options: str) -> dict[str, Any]:
+def protect(appliance: Appliance, array: Array, *options: str, names: str = "host") -> dict[str, Any]:
     """A volume `db/data` that follows the array's LUN, once it is synchronised."""
-    appliance.cli("array", "add", "san", "--portal", array.portal)
+    appliance.cli("array", "add", "san", "--portal", array.portal, "--names", names)
     appliance.cli("group", "create", "db")
     where = ("--array", "san", "--target", array.target, "--lun", str(array.lun))
     appliance.cli("volume", "create", "db/data", *where, *options)
@@ -56,9 +56,9 @@ def compare(file: Path, url: str) -> None:
     assert done.returncode == 0, done.stdout + done.stderr
 
 
-def session(volume: dict[str, Any], name: str = HOST) -> Initiator:
+def session(volume: dict[str, Any], name: str = HOST, isid: int | None = None) -> Initiator:
     portal, iqn, _ = volume["iscsi_url"].removeprefix("iscsi://").split("/")
-    return Initiator(portal, name, iqn)
+    return Initiator(portal, name, iqn, isid=isid)
 
 
 class Load(threading.Thread):

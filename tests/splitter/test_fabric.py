@@ -162,6 +162,28 @@ def test_hosts_are_who_they_are_to_the_array(array: Tgtd, appliance: Appliance) 
     check_equal(appliance, array, "reserved")
 
 
+@pytest.mark.parametrize("names", ["own", "host"])
+def test_a_host_of_one_isid_keeps_its_direct_path_if_playhead_comes_under_its_own_name(
+    array: Tgtd, appliance: Appliance, names: str
+) -> None:
+    """One ISID for all targets is what RFC 7143 10.1.1 recommends: under the host's name the array takes Playhead's session for a new life of
+    the host's own, and ends that (6.3.5)."""
+    volume = protect(appliance, array, names=names)
+    direct = Initiator(array.portal, HOST, array.target, isid=0x1234)
+    direct.attentions(array.lun)
+    with session(volume, isid=0x1234) as through:
+        through.attentions(0)
+        assert through.write(0, 0, b"\x5a" * 512).good
+        if names == "own":
+            assert direct.read(array.lun, 0, 1) == b"\x5a" * 512
+            direct.close()
+        else:
+            assert not direct.test_unit_ready(array.lun).good
+        assert through.write(0, 0, b"\x5b" * 512).good
+    synchronised(appliance)
+    check_equal(appliance, array, "both")
+
+
 def test_the_array_wants_proof(array: Tgtd, appliance: Appliance, tmp_path: Path) -> None:
     array.require_chap("playhead", "array-secret-1")
     secret = tmp_path / "secret"
