@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import random
 
 import pytest
@@ -24,7 +25,11 @@ from .lio import Lio
 from .machine import Machine
 from .playhead import disk_of
 
+LARGE_BYTES = 8 << 20
 
+
+@pytest.mark.expect_log("hosts are told to wait")
+@pytest.mark.expect_log("array")
 @pytest.mark.parametrize("kind", ["xfs", pytest.param("ext4", marks=pytest.mark.soak)])
 def test_a_file_system_on_a_lun_of_linux_is_followed(
     machine: Machine, array: Lio, service: Appliance, source: random.Random, kind: FileSystem
@@ -48,6 +53,17 @@ def test_a_file_system_on_a_lun_of_linux_is_followed(
             machine.check(f"cd {folder}; rm {' '.join(set(before.digests) - set(kept))}; sync -f .")
             trimmed = machine.check(f"fstrim --verbose {folder}")
             assert int(trimmed.split("(")[1].split()[0]) > 0, trimmed
+            # A moment without the array is a moment to wait, for a host that knows nothing of it.
+            large = source.randbytes(LARGE_BYTES)
+            machine.push(large, "/tmp/large")
+            copy = f"dd if=/tmp/large of={folder}/large bs=64k oflag=direct conv=fsync"
+            machine.check(f"rm -f /run/copied; {{ {copy}; echo $? >/run/copied; }} >/run/copy-said 2>&1 &")
+            array.disable()
+            array.enable()
+            copied = machine.check("until [ -s /run/copied ]; do sleep 0.1; done; cat /run/copied /run/copy-said")
+            assert copied.startswith("0\n"), copied
+            assert "hosts are told to wait" in service.said()
+            kept["large"] = hashlib.sha256(large).hexdigest()
             assert contents(machine, folder) == kept
         check_file_system(machine, device, kind)
         synchronised(service)
