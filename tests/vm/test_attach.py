@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import os
 import random
+import shutil
 import subprocess
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -34,6 +35,8 @@ DISK_BYTES = 64 << 20
 @contextmanager
 def block_device(file: Path) -> Iterator[Path]:
     """A loop device over a file of this host."""
+    if shutil.which("losetup") is None:
+        pytest.skip("losetup is not installed")
     made = subprocess.run(["losetup", "--find", "--show", str(file)], capture_output=True, text=True, check=False)
     if made.returncode != 0:
         pytest.skip(f"there are no loop devices here: {made.stderr.strip()}")
