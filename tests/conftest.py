@@ -46,7 +46,7 @@ def soak(request: pytest.FixtureRequest) -> bool:
 
 
 @pytest.fixture
-def appliance(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Appliance]:
+def service(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Appliance]:
     """A running service. At the end it must stop cleanly and have logged no warning that `expect_log` does not name."""
     options = [str(option) for marker in request.node.iter_markers("serve") for option in marker.args]
     running = Appliance(tmp_path / "store", *options)
@@ -59,3 +59,9 @@ def appliance(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Applia
         if running.process is not None:
             running.stop()
     assert not running.complaints(), "complaints in the log:\n" + "\n".join(running.complaints())
+
+
+@pytest.fixture
+def appliance(service: Appliance) -> Appliance:
+    """The same. The tests of the guest call by this name what they all use together."""
+    return service

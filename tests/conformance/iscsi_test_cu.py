@@ -80,9 +80,11 @@ def parse(family: str, output: str, ended: bool) -> dict[str, str]:
 class Run:
     """One run of a suite against a target."""
 
-    def __init__(self, suite: Suite, target: Target, keep: Path | None = None) -> None:
+    def __init__(self, suite: Suite, target: Target, keep: Path | None = None, patience: float = 1.0) -> None:
         self.suite = suite
         self.target = target
+        self.patience = patience
+        """How many times as long as usual everything may take, on a target that is slow."""
         self.keep = keep
         """A directory for the suite's output, if it is wanted."""
 
@@ -132,7 +134,7 @@ class Run:
         with tempfile.TemporaryFile("w+", errors="replace") as output:
             process = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=output, stderr=subprocess.STDOUT)
             try:
-                process.wait(limit_s)
+                process.wait(limit_s * self.patience)
                 ended = True
             except subprocess.TimeoutExpired:
                 ended = False

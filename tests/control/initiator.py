@@ -117,15 +117,22 @@ class Initiator:
     """One session, from login to logout."""
 
     def __init__(
-        self, portal: str, name: str, target: str | None = None, credentials: Credentials | None = None
+        self,
+        portal: str,
+        name: str,
+        target: str | None = None,
+        credentials: Credentials | None = None,
+        isid: int | None = None,
     ) -> None:
-        """Logs in to a target, or for discovery. Raises RefusedError."""
+        """Logs in to a target, or for discovery. Raises RefusedError. `isid`, of 24 bits, is what its ISID has in place of chance."""
         self._library = _library()
         library = self._library
         self._context = ctypes.c_void_p(library.iscsi_create_context(name.encode()))
         library.iscsi_set_timeout(self._context, TIMEOUT_S)
         library.iscsi_set_noautoreconnect(self._context, 1)
         library.iscsi_set_session_type(self._context, NORMAL if target else DISCOVERY)
+        if isid is not None:
+            library.iscsi_set_isid_random(self._context, isid, 0)
         if target:
             library.iscsi_set_targetname(self._context, target.encode())
         if credentials:

@@ -2,28 +2,23 @@
 
 from __future__ import annotations
 
-import random
 import subprocess
-import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import pytest
 from tests.appliance import Appliance, CliError
 from tests.conformance import suites
 from tests.control import io
-from tests.control.initiator import Answer, Initiator, RefusedError
+from tests.control.initiator import Answer, Initiator
 from tests.splitter import tgtd
-from tests.splitter.moody import Moody
+from tests.splitter.fabric import HOST, Load, check_equal, protect, session, synchronised
 from tests.splitter.suite import differences
 from tests.splitter.tgtd import Tgtd
 
 SIZE_BYTES = 32 << 20
 BLOCKS = SIZE_BYTES // 512
-SYNCHRONISED_LIMIT_S = 60.0
-HOST = "iqn.2026-11.example:host"
 
 RESERVATION_CONFLICT = 0x18
 
@@ -34,82 +29,6 @@ pytestmark = pytest.mark.skipif(not tgtd.is_installed(), reason="tgtd is not ins
 def array(tmp_path: Path) -> Iterator[Tgtd]:
     with Tgtd(tmp_path, SIZE_BYTES) as array:
         yield array
-
-
-def protect(appliance: Appliance, array: Tgtd, *options: str) -> dict[str, Any]:
-    """A volume `db/data` that follows the array's LUN, once it is synchronised."""
-    appliance.cli("array", "add", "san", "--portal", array.portal)
-    appliance.cli("group", "create", "db")
-    where = ("--array", "san", "--target", tgtd.TARGET, "--lun", str(tgtd.LUN))
-    appliance.cli("volume", "create", "db/data", *where, *options)
-    return synchronised(appliance)
-
-
-def synchronised(appliance: Appliance) -> dict[str, Any]:
-    deadline = time.monotonic() + SYNCHRONISED_LIMIT_S
-    while True:
-        volume: dict[str, Any] = appliance.cli("volume", "show", "db/data")
-        if volume["splitter"]["state"] == "synchronised":
-            return volume
-        assert time.monotonic() < deadline, volume["splitter"]
-        time.sleep(0.1)
-
-
-def check_equal(appliance: Appliance, array: Tgtd | Moody, name: str) -> None:
-    """An image of the head holds what the array's file holds, block for block."""
-    image = appliance.cli("image", "open", f"db/{name}", "--at", "head")
-    compare = ["qemu-img", "compare", "-f", "raw", "-F", "raw", str(array.file), image["iscsi_url"]]
-    done = subprocess.run(compare, capture_output=True, text=True, timeout=120, check=False)
-    assert done.returncode == 0, done.stdout + done.stderr
-    appliance.cli("image", "close", f"db/{name}")
-
-
-def session(volume: dict[str, Any], name: str = HOST) -> Initiator:
-    portal, iqn, _ = volume["iscsi_url"].removeprefix("iscsi://").split("/")
-    return Initiator(portal, name, iqn)
-
-
-class Load(threading.Thread):
-    """A host that writes random blocks and tries again whatever does not end in GOOD."""
-
-    def __init__(self, volume: dict[str, Any], seed: int) -> None:
-        super().__init__()
-        self._volume = volume
-        self._random = random.Random(seed)
-        self._over = threading.Event()
-        self.written = 0
-        self.refused = 0
-
-    def run(self) -> None:
-        while not self._over.is_set():
-            try:
-                with session(self._volume) as host:
-                    self._write(host)
-            except (RefusedError, AssertionError):
-                time.sleep(0.05)
-
-    def _write(self, host: Initiator) -> None:
-        while not self._over.is_set():
-            lba, blocks = self._random.randrange(BLOCKS - 64), self._random.randrange(1, 64)
-            data = self._random.randbytes(512) * blocks
-            while not self._over.is_set():
-                answer = host.write(0, lba, data)
-                if answer.good:
-                    self.written += 1
-                    break
-                self.refused += 1
-                time.sleep(0.02)
-
-    def wait_for(self, more: int) -> None:
-        target, deadline = self.written + more, time.monotonic() + 60
-        while self.written < target:
-            assert time.monotonic() < deadline, f"{self.written} written, {self.refused} refused"
-            time.sleep(0.01)
-
-    def end(self) -> None:
-        self._over.set()
-        self.join(60)
-        assert not self.is_alive()
 
 
 def test_a_lun_of_an_array_is_protected_where_it_is(array: Tgtd, appliance: Appliance) -> None:
@@ -241,6 +160,28 @@ def test_hosts_are_who_they_are_to_the_array(array: Tgtd, appliance: Appliance) 
         assert all(path["state"] == "up" for path in paths)
     synchronised(appliance)
     check_equal(appliance, array, "reserved")
+
+
+@pytest.mark.parametrize("names", ["own", "host"])
+def test_a_host_of_one_isid_keeps_its_direct_path_if_playhead_comes_under_its_own_name(
+    array: Tgtd, appliance: Appliance, names: str
+) -> None:
+    """One ISID for all targets is what RFC 7143 10.1.1 recommends: under the host's name the array takes Playhead's session for a new life of
+    the host's own, and ends that (6.3.5)."""
+    volume = protect(appliance, array, names=names)
+    direct = Initiator(array.portal, HOST, array.target, isid=0x1234)
+    direct.attentions(array.lun)
+    with session(volume, isid=0x1234) as through:
+        through.attentions(0)
+        assert through.write(0, 0, b"\x5a" * 512).good
+        if names == "own":
+            assert direct.read(array.lun, 0, 1) == b"\x5a" * 512
+            direct.close()
+        else:
+            assert not direct.test_unit_ready(array.lun).good
+        assert through.write(0, 0, b"\x5b" * 512).good
+    synchronised(appliance)
+    check_equal(appliance, array, "both")
 
 
 def test_the_array_wants_proof(array: Tgtd, appliance: Appliance, tmp_path: Path) -> None:

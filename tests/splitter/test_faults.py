@@ -12,8 +12,8 @@ import pytest
 from tests.appliance import Appliance, wait_until
 from tests.control.initiator import Answer, Initiator
 from tests.lab.liar import BLOCK, Ended
+from tests.splitter.fabric import check_equal_to, session, synchronised
 from tests.splitter.moody import FLUSH, LUN, READ, WRITE, Fault, Moody, failing
-from tests.splitter.test_fabric import check_equal, session, synchronised
 
 BUSY, RESERVATION_CONFLICT, TASK_SET_FULL, ACA_ACTIVE = 0x08, 0x18, 0x28, 0x30
 LENGTH = 64
@@ -69,7 +69,7 @@ def test_what_the_array_did_not_begin_is_told_and_costs_nothing(
         assert answer.ascq == int.from_bytes(ended.sense[12:14]), name
     assert write(host, 8, b"\x03" * LENGTH * BLOCK).good
     synchronised(appliance)
-    check_equal(appliance, array, "after")
+    check_equal_to(appliance, array.file, "after")
     assert resynchronisations(appliance) == before
 
 
@@ -105,7 +105,7 @@ def test_what_ends_half_way_is_told_and_read_back(array: Moody, appliance: Appli
         # BUSY until there is another, and its attention.
         wait_until(lambda at=lba: write(host, at + LENGTH, b"\x05" * BLOCK).good, "the array is used again")
     synchronised(appliance)
-    check_equal(appliance, array, "after")
+    check_equal_to(appliance, array.file, "after")
 
 
 def test_an_error_of_earlier_writes_has_all_of_the_lun_compared(
@@ -121,7 +121,7 @@ def test_an_error_of_earlier_writes_has_all_of_the_lun_compared(
     answer = write(host, 8, b"\x03" * BLOCK)
     assert (answer.status, answer.ascq) == (2, 0x0C00)
     synchronised(appliance)
-    check_equal(appliance, array, "after")
+    check_equal_to(appliance, array.file, "after")
 
 
 def test_an_array_that_was_reset_in_the_midst_of_a_session_may_have_lost_what_was_not_flushed(
@@ -133,7 +133,7 @@ def test_an_array_that_was_reset_in_the_midst_of_a_session_may_have_lost_what_wa
     ]
     assert write(host, 200, b"\x05" * BLOCK).status == 2
     synchronised(appliance)
-    check_equal(appliance, array, "after-write")
+    check_equal_to(appliance, array.file, "after-write")
     # Playhead's own flush, that of a stop, finds it.
     array.faults = [
         Fault(FLUSH, failing(6, 0x2904), also=lambda: array.put(100, b"\x98" * BLOCK)),
@@ -142,7 +142,7 @@ def test_an_array_that_was_reset_in_the_midst_of_a_session_may_have_lost_what_wa
     appliance.restart()
     assert not array.faults
     synchronised(appliance)
-    check_equal(appliance, array, "after-flush")
+    check_equal_to(appliance, array.file, "after-flush")
 
 
 def test_short_reads_and_a_busy_array_hold_a_resynchronisation_up_and_do_not_spoil_it(
@@ -162,7 +162,7 @@ def test_short_reads_and_a_busy_array_hold_a_resynchronisation_up_and_do_not_spo
     assert write(host, 3050, b"\x06" * BLOCK).good
     synchronised(appliance)
     assert not array.faults
-    check_equal(appliance, array, "after")
+    check_equal_to(appliance, array.file, "after")
     # A host is told how much there was.
     array.faults = [Fault(READ, Ended(), executed=0.5)]
     read = struct.pack(">BxQI2x", READ, 3000, 8)

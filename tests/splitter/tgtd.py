@@ -21,6 +21,9 @@ COMMAND_LIMIT_S = 30.0
 class Tgtd:
     """Use it as a context manager."""
 
+    target = TARGET
+    lun = LUN
+
     def __init__(self, folder: Path, size_bytes: int) -> None:
         self.file = folder / "array.img"
         with self.file.open("wb") as file:

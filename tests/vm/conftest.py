@@ -13,11 +13,15 @@ from pathlib import Path
 import pytest
 
 from .appliance import Appliance
+from .lio import Lio
 from .machine import Machine
 from .peers import PeerAppliance
 from .playhead import PlayheadAppliance
 
 FAILED = pytest.StashKey[bool]()
+
+ARRAY_BYTES = 64 << 20
+"""An emulated array gives about 20 MiB in a second."""
 
 # What the guest's kernel says at level warning or worse without anybody having done wrong.
 EXPECTED_OF_THE_KERNEL = (
@@ -27,6 +31,8 @@ EXPECTED_OF_THE_KERNEL = (
     "Parameters changed",
     # nbd-client -d.
     "shutting down sockets",
+    # LIO says of a disk what the disk says: of QEMU's NVMe, that 512 bytes are the best.
+    "Optimal transfer size 512 bytes < PAGE_SIZE",
     # The host is busy and held up the emulation.
     "hrtimer: interrupt took",
     "perf: interrupt took too long",
@@ -84,6 +90,20 @@ def appliance(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Appliance]:
             yield playhead
     else:
         pytest.fail(f"PLAYHEAD_VM_APPLIANCE is {wanted!r}; known are 'playhead' and 'peers'")
+
+
+@pytest.fixture(scope="session")
+def array_machine(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Lio]:
+    """The other array, switched on once for all tests."""
+    with Lio(tmp_path_factory.mktemp("array"), ARRAY_BYTES) as array:
+        yield array
+
+
+@pytest.fixture
+def array(array_machine: Lio) -> Lio:
+    """Linux's own target as another array, with nothing on its LUN."""
+    array_machine.blank()
+    return array_machine
 
 
 @pytest.fixture

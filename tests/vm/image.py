@@ -3,7 +3,7 @@
 Built once by mmdebstrap and kept in the cache (`PLAYHEAD_CACHE`, by default `.work/cache` of the repository) under a
 name that is a hash of the recipe, so a changed recipe is a new image and an old one is never half updated. Debian's
 cloud kernel has NVMe and ext4 built in: it mounts the image without an initramfs, and its modules (iscsi_tcp, nbd, xfs)
-lie in the image. There is no systemd and no udev: `guest/init` is process 1.
+lie in the image. There is no systemd: `guest/init` is process 1, and udev runs only in tests that start it.
 
 `python3 tests/vm/image.py` builds the image if need be and prints where it is; `--packages` prints the Debian packages
 that building and running it takes, one per line.
@@ -43,11 +43,13 @@ GUEST_PACKAGES = (
     "iproute2",
     "kmod",
     "mount",
+    "multipath-tools",
     "nbd-client",
     "open-iscsi",
     "procps",
     "sg3-utils",
     "sqlite3",
+    "udev",
     "util-linux",
     "xfsprogs",
 )

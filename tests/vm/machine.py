@@ -16,6 +16,7 @@ import socket
 import subprocess
 import tempfile
 import time
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
@@ -71,9 +72,21 @@ class Output:
 class Machine:
     """One running guest. Use it as a context manager; it is not for several threads at once."""
 
-    def __init__(self, image: Image | None = None, memory_mib: int = MEMORY_MIB) -> None:
+    def __init__(
+        self,
+        image: Image | None = None,
+        memory_mib: int = MEMORY_MIB,
+        *,
+        disks: Sequence[Path] = (),
+        forwarded: Mapping[int, int] | None = None,
+    ) -> None:
+        """`disks` are raw files of the host that stay when the machine ends: the guest has them as /dev/nvme1n1 and so on, discards included,
+        and what it has written the host reads in the file at once. `forwarded` are ports of the host's 127.0.0.1, each with the guest's.
+        """
         self._image = image if image is not None else ensure_image()
         self._memory_mib = memory_mib
+        self._disks = tuple(disks)
+        self._forwarded = dict(forwarded or {})
         self._folder: Path | None = None
         self._qemu: subprocess.Popen[bytes] | None = None
         self._agent: socket.socket | None = None
@@ -192,6 +205,11 @@ class Machine:
         kernel += " panic=1 mitigations=off nowatchdog tsc=reliable rcupdate.rcu_cpu_stall_suppress=1"
         drive = f"if=none,id=root,format=raw,snapshot=on,file={self._image.root}"
         agent = f"socket,id=agent,path={folder / 'agent'},server=on,wait=off"
+        disks: list[str] = []
+        for number, file in enumerate(self._disks, 1):
+            disks += ["-drive", f"if=none,id=disk{number},format=raw,discard=unmap,file={file}"]
+            disks += ["-device", f"nvme,drive=disk{number},serial=disk{number}"]
+        forwards = "".join(f",hostfwd=tcp:127.0.0.1:{host}-:{guest}" for host, guest in self._forwarded.items())
         return [
             "qemu-system-x86_64",
             *("-nodefaults", "-no-user-config", "-no-reboot", "-display", "none"),
@@ -199,7 +217,8 @@ class Machine:
             *("-m", str(self._memory_mib)),
             *("-kernel", str(self._image.kernel), "-append", kernel),
             *("-drive", drive, "-device", "nvme,drive=root,serial=root"),
-            *("-netdev", "user,id=net,ipv6=off", "-device", "virtio-net-pci,netdev=net,romfile="),
+            *disks,
+            *("-netdev", f"user,id=net,ipv6=off{forwards}", "-device", "virtio-net-pci,netdev=net,romfile="),
             *("-device", "virtio-rng-pci", "-device", "virtio-serial-pci"),
             *("-chardev", agent, "-device", "virtserialport,chardev=agent,name=playhead.agent"),
             *("-serial", f"file:{folder / 'console'}"),

@@ -69,11 +69,11 @@ class PlayheadAppliance:
     def create_disk(self, name: str, size_bytes: int) -> Disk:
         """A new group with one sparse volume."""
         self._do("group", "create", name)
-        return _disk(self._do("volume", "create", f"{name}/{VOLUME}", "--size", str(size_bytes)))
+        return disk_of(self._do("volume", "create", f"{name}/{VOLUME}", "--size", str(size_bytes)))
 
     def create_neighbour(self, disk: Disk, name: str, size_bytes: int) -> Disk:
         """One more volume in the group of `disk`: the next LUN of the same target."""
-        return _disk(self._do("volume", "create", f"{_group(disk)}/{name}", "--size", str(size_bytes)))
+        return disk_of(self._do("volume", "create", f"{_group(disk)}/{name}", "--size", str(size_bytes)))
 
     def head(self, disk: Disk) -> int:
         """Where the journal of the disk's group ends, in bytes: what is added from here on is its growth."""
@@ -110,7 +110,7 @@ class PlayheadAppliance:
         path = f"{_group(disk)}/{bookmark}-{next(self._image_numbers)}"
         options = ["--writable"] if writable else []
         opened = self._do("image", "open", path, "--at", bookmark, *options)
-        yield _disk(opened["volumes"][0])
+        yield disk_of(opened["volumes"][0])
         self._do("image", "close", path)
 
     def complaints(self) -> list[str]:
@@ -163,10 +163,11 @@ def _group(disk: Disk) -> str:
     return disk.nbd_export.partition("/")[0]
 
 
-def _disk(shown: dict[str, Any]) -> Disk:
+def disk_of(shown: dict[str, Any]) -> Disk:
     """A disk as the CLI shows it. Its addresses are taken from the URLs, as scripts do."""
     iscsi = urlsplit(shown["iscsi_url"])
-    nbd = urlsplit(shown["nbd_url"])
+    # None of a LUN of another array.
+    nbd = urlsplit(shown["nbd_url"] or "nbd://127.0.0.1:0/")
     _, iqn, lun = iscsi.path.split("/")
     if iscsi.port is None or nbd.port is None:
         raise ApplianceError(f"no port in {shown['iscsi_url']} or {shown['nbd_url']}")

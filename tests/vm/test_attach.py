@@ -1,0 +1,100 @@
+"""The host-based splitter under a Linux kernel: file systems made and used over its NBD client, on a file and on a block device of the
+appliance's host, which is a plain disk again when Playhead is gone.
+"""
+
+from __future__ import annotations
+
+import os
+import random
+import shutil
+import subprocess
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+from tests.appliance import Appliance
+from tests.splitter.fabric import check_equal_to, synchronised
+
+from .initiator import (
+    Files,
+    FileSystem,
+    attached,
+    check_file_system,
+    contents,
+    make_file_system,
+    mount_options,
+    mounted,
+)
+from .machine import Machine
+from .playhead import disk_of
+
+DISK_BYTES = 64 << 20
+
+
+@contextmanager
+def block_device(file: Path) -> Iterator[Path]:
+    """A loop device over a file of this host."""
+    if shutil.which("losetup") is None:
+        pytest.skip("losetup is not installed")
+    made = subprocess.run(["losetup", "--find", "--show", str(file)], capture_output=True, text=True, check=False)
+    if made.returncode != 0:
+        pytest.skip(f"there are no loop devices here: {made.stderr.strip()}")
+    device = made.stdout.strip()
+    try:
+        yield Path(device)
+    finally:
+        subprocess.run(["losetup", "--detach", device], check=True)
+
+
+@contextmanager
+def itself(file: Path) -> Iterator[Path]:
+    yield file
+
+
+@pytest.mark.parametrize(
+    ("where", "kind"),
+    [(block_device, "ext4"), pytest.param(itself, "xfs", marks=pytest.mark.soak)],
+    ids=["device-ext4", "file-xfs"],
+)
+def test_a_disk_of_the_host_is_followed_and_is_a_plain_disk_afterwards(
+    machine: Machine, service: Appliance, source: random.Random, tmp_path: Path, where: object, kind: FileSystem
+) -> None:
+    assert callable(where)
+    seed = source.getrandbits(32)
+    before, after = Files(seed, count=40, largest_bytes=100_000), Files(seed + 1, count=25, largest_bytes=100_000)
+    kept = after.digests
+    file = tmp_path / "disk.raw"
+    with file.open("wb") as empty:
+        empty.truncate(DISK_BYTES)
+    with where(file) as production:
+        service.cli("group", "create", "db")
+        service.cli("attach", "db/data", str(production))
+        disk = disk_of(synchronised(service))
+        with attached(machine, disk, "nbd") as device:
+            make_file_system(machine, device, kind)
+            with mounted(machine, device) as folder:
+                before.unpack(machine, folder)
+                machine.check(f"sync -f {folder}")
+                service.cli("bookmark", "create", "db/before")
+                after.unpack(machine, folder)
+                machine.check(f"cd {folder}; rm {' '.join(set(before.digests) - set(kept))}; sync -f .; fstrim .")
+                assert contents(machine, folder) == kept
+            check_file_system(machine, device, kind)
+        synchronised(service)
+        check_equal_to(service, production, "now")
+
+        image = service.cli("image", "open", "db/then", "--at", "before", "--writable")
+        with attached(machine, disk_of(image["volumes"][0]), "nbd") as past:
+            with mounted(machine, past, mount_options(kind, writable=True)) as folder:
+                assert contents(machine, folder) == before.digests
+            check_file_system(machine, past, kind)
+        service.cli("image", "close", "db/then")
+        check_equal_to(service, production, "still")
+        service.cli("detach", "db/data", "--drop-history")
+        # Nobody holds it any more.
+        os.close(os.open(production, os.O_RDWR | (os.O_EXCL if production.is_block_device() else 0)))
+    with Machine(disks=[file]) as other:
+        check_file_system(other, "/dev/nvme1n1", kind)
+        with mounted(other, "/dev/nvme1n1") as folder:
+            assert contents(other, folder) == kept
