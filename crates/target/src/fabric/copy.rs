@@ -9,7 +9,7 @@
 //! - **What is taken**: of each LUN, in one step, the blocks that are written, and those that are read, so that nobody changes them
 //!   between the array's reading and our record. Over several LUNs in the order of their identities: no two copies wait for each other.
 //! - **GOOD** is a COPY record where that says for certain what the array has done: the destination's blocks come from one volume of its
-//!   own group, whose blocks are in step, and no segment writes what another one reads or writes, for the array may do them in any order.
+//!   own group, whose blocks are in step and read the same every time (unmapped ones may not), and no segment writes what another one reads or writes, for the array may do them in any order.
 //!   Everything else is read back. The record stands before the source is let go of.
 //! - **Everything but GOOD** leaves the destinations marked, half written as they may be: they are read back, after the array has certainly
 //!   ended the copy ([`super::limbo`]).

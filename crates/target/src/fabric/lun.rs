@@ -85,16 +85,24 @@ pub struct Production {
     number: u16,
     name: String,
     block_count: u64,
-    /// What the array calls it, as of which of our sessions.
-    names: Mutex<(u64, Arc<[Designator]>)>,
+    known: Mutex<Known>,
+}
+
+/// What the array says of it.
+#[derive(Default)]
+struct Known {
+    /// As of which of our sessions.
+    session: u64,
+    names: Arc<[Designator]>,
+    /// A block reads the same every time: there are no unmapped ones (LBPME), or they read as zeros (LBPRZ).
+    is_steady: bool,
 }
 
 impl Production {
     /// LUN `number` of `array`, which has `block_count` blocks. Logs in when it is first read.
     pub fn new(array: &Array, number: u16, name: &str, block_count: u64) -> Production {
         let array = Mutex::new(Blocking::new(array.own_remote(number)));
-        let names = Mutex::new((0, Arc::default()));
-        Production { array, number, name: name.to_owned(), block_count, names }
+        Production { array, number, name: name.to_owned(), block_count, known: Mutex::default() }
     }
 
     /// Size in blocks.
@@ -120,28 +128,38 @@ impl Production {
         let mut array = self.array.lock();
         array.attend(SIGHT_LIMIT).map_err(|error| self.fault(error.to_string()))?;
         let session = array.nexus().status().sessions;
-        self.ask_names(&mut array, session);
+        self.ask(&mut array, session);
         Ok(session)
     }
 
     /// The array's names for it (VPD page 83h), the best first; none as long as it has not been in sight.
     pub fn names(&self) -> Arc<[Designator]> {
-        Arc::clone(&self.names.lock().1)
+        Arc::clone(&self.known.lock().names)
     }
 
-    /// Asks for the names once a session: whoever changes them ends it, or the LUN is another.
-    fn ask_names(&self, array: &mut Blocking, session: u64) {
-        if self.names.lock().0 == session {
+    /// Whether a copy of its blocks is for certain what they read as. Where an unmapped block may read as anything, so may its copy, and
+    /// differently (SBC-4 4.7.4).
+    pub fn is_steady(&self) -> bool {
+        self.known.lock().is_steady
+    }
+
+    /// Asks for what is to be known of it, once a session: whoever changes that ends it, or the LUN is another.
+    fn ask(&self, array: &mut Blocking, session: u64) {
+        if self.known.lock().session == session {
             return;
         }
-        // Without a page the LUN has no name, and is nobody's but its own in a copy.
-        match discovery::ask(array, self.number, &[0x12, 1, 0x83, 4, 0, 0], 1024, LIMIT) {
-            Ok(page) => {
+        let mut capacity = [0; 16];
+        (capacity[0], capacity[1], capacity[13]) = (0x9e, 0x10, 32);
+        let asked = discovery::ask(array, self.number, &[0x12, 1, 0x83, 4, 0, 0], 1024, LIMIT)
+            .and_then(|page| Ok((page, discovery::ask(array, self.number, &capacity, 32, LIMIT)?)));
+        match asked {
+            Ok((page, capacity)) => {
                 // T10, EUI-64 and NAA are nobody else's (SPC-4 7.8.6); a vendor's own form may be another LUN's too.
                 let mut names = Designator::of_page(&page.unwrap_or_default());
                 names.retain(|name| matches!(name.kind(), 1..=3));
                 names.sort_by_key(|name| (name.as_naa().is_none(), name.kind() != 3, name.kind() != 2));
-                *self.names.lock() = (session, names.into());
+                let is_steady = is_steady(&capacity.unwrap_or_default());
+                *self.known.lock() = Known { session, names: names.into(), is_steady };
             }
             Err(error) => log::debug!("{}: its names are not known: {error}", self.name),
         }
@@ -202,6 +220,12 @@ impl Production {
         }
         Err(self.fault(last))
     }
+}
+
+/// Whether the data of READ CAPACITY(16) says that a block reads the same every time. An array that does not know it has no unmapped blocks.
+fn is_steady(capacity: &[u8]) -> bool {
+    let flags = capacity.get(14).copied().unwrap_or(0);
+    flags & 0x80 == 0 || flags & 0x40 != 0
 }
 
 /// A LUN of another array. Commands of iSCSI hosts do not come here: sessions forward them.
@@ -352,5 +376,17 @@ impl Lun for FabricLun {
 
     fn extents(&self, _: u64, _: u64, _: usize) -> Result<Vec<Extent>, LunError> {
         self.refuse("allocation status")
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_where_unmapped_blocks_may_read_as_anything_a_copy_is_not_certain() {
+        let told = |flags| [&[0; 14][..], &[flags], &[0; 17]].concat();
+        assert!(is_steady(&told(0x00)) && is_steady(&told(0xc0)) && is_steady(&[]));
+        assert!(!is_steady(&told(0x80)));
     }
 }

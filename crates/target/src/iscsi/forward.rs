@@ -542,8 +542,12 @@ impl Session {
             return Ok(());
         }
         let took_all = ending.residual == Residual::None;
-        // The list is ours, and may be shorter than what the host announced.
-        ending.residual = Residual::of(command.asked.expected_bytes, u64::from(command.write_bytes));
+        // The list was ours: of the host's own all is used.
+        let list_bytes = match command.plan {
+            Plan::Copy(plan) => plan.list_bytes().unwrap_or(0),
+            _ => command.write_bytes,
+        };
+        ending.residual = Residual::of(command.asked.expected_bytes, u64::from(list_bytes));
         if !took_all {
             command.parts.unknown();
             return Ok(());

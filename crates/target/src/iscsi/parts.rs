@@ -203,7 +203,7 @@ impl Parts {
             let copied = self.all[at].copied.take();
             let source = copied.as_ref().map(|(from, _)| Arc::clone(&self.all[*from].unit));
             let part = &mut self.all[at];
-            let source = source.as_deref().and_then(fabric);
+            let source = source.as_deref().and_then(fabric).filter(|lun| lun.production().is_steady());
             match (fabric(&part.unit).filter(|_| part.changes()), copied, source) {
                 (Some(lun), Some((_, pieces)), Some(source)) => {
                     if let Some(taken) = part.taken.take() {
