@@ -4,12 +4,15 @@ use super::array::Array;
 use super::edit::NewIdentity;
 use super::limbo::Owner;
 use super::loss::{Ear, Loss};
-use super::record::Range;
-use crate::lun::{Change, Compared, Extent, FlushDone, Lsn, Lun, LunError, LunIdentity, BLOCK_BYTES};
+use crate::lun::{
+    Change, Compared, CopyPiece, Extent, FlushDone, Lsn, Lun, LunError, LunIdentity, BLOCK_BYTES,
+};
+use crate::splitter::Wanted;
 use parking_lot::Mutex;
 use playhead_initiator::blocking::Answer;
-use playhead_initiator::{Blocking, Error, Task};
+use playhead_initiator::{discovery, Blocking, Error, Task};
 use playhead_wire::iscsi::lun_bytes;
+use playhead_wire::scsi::extended_copy::Designator;
 use std::any::Any;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::Arc;
@@ -43,16 +46,21 @@ pub type Begun = Box<dyn FnOnce(Result<Taken, LunError>) + Send>;
 
 /// What records changes that somebody else executes: the replica with its change map.
 pub trait Recorder: Send + Sync {
-    /// Takes `extents` against overlapping changes and against resynchronisation, before production changes, and tells `begun`. Never
-    /// waits itself. `payload_bytes` is what the change's records hold at most.
+    /// Takes what is `wanted` against overlapping changes and against resynchronisation, before production changes, and tells `begun`.
+    /// Never waits itself.
     ///
     /// Errors told: the journal cannot be written and the group says that hosts wait for it; nothing is taken.
-    fn begin(&self, extents: &[Range], payload_bytes: u64, begun: Begun);
+    fn begin(&self, wanted: Wanted, begun: Begun);
 
     /// Production has executed them: captures `changes` in this order, and gives the extents back. An error leaves them marked.
     ///
     /// Errors: they could not be captured, and the host is not to be told GOOD.
     fn capture(&self, taken: Taken, changes: &[Change<'_>]) -> Result<(), LunError>;
+
+    /// As [`Recorder::capture`], for a copy that production has made by itself: `pieces` of what `source` records, where they are taken as
+    /// sources. Where that is no volume of the same group, or not in step, it is as [`Recorder::unknown`].
+    fn capture_copy(&self, taken: Taken, source: &dyn Recorder, pieces: &[CopyPiece])
+        -> Result<(), LunError>;
 
     /// Production has certainly not changed.
     fn unchanged(&self, taken: Taken);
@@ -82,6 +90,17 @@ pub struct Production {
     number: u16,
     name: String,
     block_count: u64,
+    known: Mutex<Known>,
+}
+
+/// What the array says of it.
+#[derive(Default)]
+struct Known {
+    /// As of which of our sessions.
+    session: u64,
+    names: Arc<[Designator]>,
+    /// A block reads the same every time: there are no unmapped ones (LBPME), or they read as zeros (LBPRZ).
+    is_steady: bool,
 }
 
 /// Playhead's session, and how often the LUN was reset in its midst.
@@ -106,7 +125,7 @@ impl Production {
     pub fn new(array: &Array, number: u16, name: &str, block_count: u64) -> Production {
         let array = Blocking::new(array.own_remote(number));
         let session = Mutex::new(OwnSession { array, ear: Ear::default(), resets: 0 });
-        Production { session, number, name: name.to_owned(), block_count }
+        Production { session, number, name: name.to_owned(), block_count, known: Mutex::default() }
     }
 
     /// Size in blocks.
@@ -128,9 +147,47 @@ impl Production {
     ///
     /// Errors: [`LunError::Io`]: there is no session.
     pub fn generation(&self) -> Result<u64, LunError> {
-        let mut session = self.session.lock();
-        session.array.attend(SIGHT_LIMIT).map_err(|error| self.fault(error.to_string()))?;
-        Ok(session.array.nexus().sessions() + session.resets)
+        let mut own = self.session.lock();
+        own.array.attend(SIGHT_LIMIT).map_err(|error| self.fault(error.to_string()))?;
+        self.ask(&mut own);
+        Ok(own.array.nexus().sessions() + own.resets)
+    }
+
+    /// The array's names for it (VPD page 83h), the best first; none as long as it has not been in sight.
+    pub fn names(&self) -> Arc<[Designator]> {
+        Arc::clone(&self.known.lock().names)
+    }
+
+    /// Whether a copy of its blocks is for certain what they read as. Where an unmapped block may read as anything, so may its copy, and
+    /// differently (SBC-4 4.7.4).
+    pub fn is_steady(&self) -> bool {
+        self.known.lock().is_steady
+    }
+
+    /// Asks for what is to be known of it, once a session: whoever changes that ends it, or the LUN is another.
+    fn ask(&self, own: &mut OwnSession) {
+        let session = own.array.nexus().sessions();
+        if self.known.lock().session == session {
+            return;
+        }
+        let array = &mut own.array;
+        let mut capacity = [0; 16];
+        (capacity[0], capacity[1], capacity[13]) = (0x9e, 0x10, 32);
+        let asked = discovery::ask(array, self.number, &[0x12, 1, 0x83, 4, 0, 0], 1024, LIMIT)
+            .and_then(|page| Ok((page, discovery::ask(array, self.number, &capacity, 32, LIMIT)?)));
+        match asked {
+            Ok((page, capacity)) => {
+                // Past whatever a new session has to hear first.
+                own.ear.hear(session, &[]);
+                // T10, EUI-64 and NAA are nobody else's (SPC-4 7.8.6); a vendor's own form may be another LUN's too.
+                let mut names = Designator::of_page(&page.unwrap_or_default());
+                names.retain(|name| matches!(name.kind(), 1..=3));
+                names.sort_by_key(|name| (name.as_naa().is_none(), name.kind() != 3, name.kind() != 2));
+                let is_steady = is_steady(&capacity.unwrap_or_default());
+                *self.known.lock() = Known { session, names: names.into(), is_steady };
+            }
+            Err(error) => log::debug!("{}: its names are not known: {error}", self.name),
+        }
     }
 
     fn fault(&self, detail: String) -> LunError {
@@ -190,6 +247,12 @@ impl Production {
         }
         Err(self.fault(last))
     }
+}
+
+/// Whether the data of READ CAPACITY(16) says that a block reads the same every time. An array that does not know it has no unmapped blocks.
+fn is_steady(capacity: &[u8]) -> bool {
+    let flags = capacity.get(14).copied().unwrap_or(0);
+    flags & 0x80 == 0 || flags & 0x40 != 0
 }
 
 /// A LUN of another array. Commands of iSCSI hosts do not come here: sessions forward them.
@@ -267,6 +330,16 @@ impl FabricLun {
         &self.recorder
     }
 
+    /// The array's name for it, if a host may mean it by `name`: as it is shown, or as the array says.
+    pub(crate) fn array_name(&self, name: &Designator) -> Option<Designator> {
+        let names = self.production.names();
+        if names.contains(name) {
+            return Some(*name);
+        }
+        let new = self.new_identity.as_ref().map(|identity| Designator::naa(&identity.naa));
+        names.first().copied().filter(|_| new == Some(*name))
+    }
+
     /// The array's number for it, in its eight-byte form.
     pub(crate) fn address(&self) -> [u8; 8] {
         lun_bytes(self.number)
@@ -330,5 +403,17 @@ impl Lun for FabricLun {
 
     fn extents(&self, _: u64, _: u64, _: usize) -> Result<Vec<Extent>, LunError> {
         self.refuse("allocation status")
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_where_unmapped_blocks_may_read_as_anything_a_copy_is_not_certain() {
+        let told = |flags| [&[0; 14][..], &[flags], &[0; 17]].concat();
+        assert!(is_steady(&told(0x00)) && is_steady(&told(0xc0)) && is_steady(&[]));
+        assert!(!is_steady(&told(0x80)));
     }
 }
