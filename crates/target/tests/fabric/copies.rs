@@ -241,7 +241,15 @@ fn a_copy_within_a_group_is_one_record_and_another_is_read_back() {
     assert_eq!(copy(&mut host, &names, &[(0, 0, 0, 10, 4000), (0, 1, 0, 0, 8), (1, 0, 0, 8, 8)]), GOOD);
     assert!(row.differ().is_empty());
     assert_eq!((row.records("g").len(), row.records("h").len()), (3, 0));
-    // What became of it the array tells.
+    // With an identifier of four bytes.
+    let mut bytes = Vec::new();
+    extended_copy::emit(&list(&names[..2], &[(0, 1, 0, 16_000, 64)]), true, &mut bytes);
+    assert_eq!(host.command(&command(1, 0, bytes.len()), 0, &bytes).status, 0);
+    assert_eq!(row.records("g").last(), Some(&(16_000, 64)));
+    let status = host.command(&[0x84, 5, 0, 0, 0, 9, 0, 0, 0, 0, 0, 0, 0, 32, 0, 0], 32, &[]);
+    assert_eq!((status.status, status.data[5]), (0, 1), "COPY OPERATION STATUS");
+    assert!(row.differ().is_empty());
+    // What became of one the array tells.
     let status = host.command(&[0x84, 0, 9, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 12, 0, 0], 12, &[]);
     assert_eq!((status.status, status.data[4]), (0, 1));
     assert_eq!(host.command(&command(0, 0, 0), 0, &[]).status, 0, "nothing to copy");
