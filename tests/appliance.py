@@ -9,14 +9,14 @@ import json
 import os
 import re
 import select
-import shutil
 import signal
 import subprocess
-import sys
 import time
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
+
+from tests.warm import Process, interpreter
 
 START_TIMEOUT_S = 90.0
 STOP_TIMEOUT_S = 60.0
@@ -54,15 +54,7 @@ class CliError(Exception):
 
 def playhead(*arguments: str, env: dict[str, str] | None = None) -> subprocess.CompletedProcess[str]:
     """Runs the CLI to its end."""
-    return subprocess.run(
-        [sys.executable, "-m", "playhead", *arguments],
-        capture_output=True,
-        text=True,
-        timeout=CLI_TIMEOUT_S,
-        check=False,
-        stdin=subprocess.DEVNULL,
-        env={**os.environ, **(env or {})},
-    )
+    return interpreter().run(arguments, {**os.environ, **(env or {})}, CLI_TIMEOUT_S)
 
 
 class Appliance:
@@ -74,7 +66,7 @@ class Appliance:
         self.options = options
         self.addresses = {"iscsi": "127.0.0.1:0", "nbd": "127.0.0.1:0", "api": "127.0.0.1:0"}
         self.ready: dict[str, Any] = {}
-        self.process: subprocess.Popen[str] | None = None
+        self.process: Process | None = None
         self._expected: list[re.Pattern[str]] = []
 
     # The process.
@@ -82,25 +74,19 @@ class Appliance:
     def start(self) -> Self:
         """Starts the service and waits until it is ready."""
         assert self.process is None, "it runs already"
-        command = [sys.executable, "-m", "playhead", "serve", "--store", str(self.store), "--log-format", "json"]
+        command = ["serve", "--store", str(self.store), "--log-format", "json"]
         for name, address in self.addresses.items():
             if f"--{name}" not in self.options:
                 command += [f"--{name}", address]
         command += self.options
-        if shutil.which("setpriv"):
-            # A test that dies must not leave a service behind.
-            command = ["setpriv", "--pdeathsig", "KILL", "--", *command]
         env = {k: v for k, v in os.environ.items() if not k.startswith("PLAYHEAD_")}
         if "--config" not in self.options:
             # How full this machine's disk is should not decide whether a test finds complaints.
             env["PLAYHEAD_SPACE_LOW_BYTES"] = "1M"
         said_before = self.log.stat().st_size if self.log.exists() else 0
         with self.log.open("ab") as log:
-            process = subprocess.Popen(
-                command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=log, text=True, env=env
-            )
+            process = interpreter().start(tuple(command), env, log.fileno())
         self.process = process
-        assert process.stdout is not None
         readable, _, _ = select.select([process.stdout], [], [], START_TIMEOUT_S)
         line = process.stdout.readline() if readable else ""
         if not line:
@@ -145,8 +131,7 @@ class Appliance:
             process.wait(STOP_TIMEOUT_S)
             raise
         finally:
-            if process.stdout:
-                process.stdout.close()
+            process.stdout.close()
 
     def restart(self) -> None:
         """A clean stop, if it runs, and a start on the same addresses."""

@@ -46,7 +46,7 @@ def soak(request: pytest.FixtureRequest) -> bool:
 
 
 @pytest.fixture
-def service(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Appliance]:
+def own_appliance(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Appliance]:
     """A running service. At the end it must stop cleanly and have logged no warning that `expect_log` does not name."""
     options = [str(option) for marker in request.node.iter_markers("serve") for option in marker.args]
     running = Appliance(tmp_path / "store", *options)
@@ -62,6 +62,6 @@ def service(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Applianc
 
 
 @pytest.fixture
-def appliance(service: Appliance) -> Appliance:
+def appliance(own_appliance: Appliance) -> Appliance:
     """The same. The tests of the guest call by this name what they all use together."""
-    return service
+    return own_appliance

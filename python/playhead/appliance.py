@@ -166,7 +166,7 @@ class Appliance:
         names.check_volume(name)
         lun = self.arrays.lun(array, target, number)
         of = FabricVolume(array, target, number, identity, lun["reads_zeros"])
-        return group.add_fabric_volume(name, of, lun["block_count"])
+        return group.volumes.follow(name, of, lun["block_count"])
 
     # What there is to see.
 
@@ -176,7 +176,7 @@ class Appliance:
         targets: list[Target] = []
         for group in self.groups():
             try:
-                volumes, images = group.volumes(), group.images()
+                volumes, images = group.volumes.all(), group.images()
             except PlayheadError:
                 continue
             targets.append(self._target(group.row.iqn, group.row.name, None, list(volumes)))
@@ -203,7 +203,7 @@ class Appliance:
         found: list[Volume] = []
         for group in self.groups():
             try:
-                found += group.volumes()
+                found += group.volumes.all()
             except PlayheadError as error:
                 # A failed group shows in the list of groups; its volumes are not known.
                 if error.code not in ("failed", "stopping"):
@@ -238,7 +238,7 @@ class Appliance:
         groups = [group.resource() for group in self.groups()]
         alerts = [f"group {g.name} is not in service: {g.reason}; {g.next_step}" for g in groups if g.state == "failed"]
         alerts += [f"group {g.name}: {g.alert}" for g in groups if g.alert]
-        alerts += [alert for group in self.groups() for alert in group.splitter_alerts()]
+        alerts += [alert for group in self.groups() for alert in group.volumes.alerts()]
         copies = self.copies()
         alerts += [f"copy {copy.path}: {copy.alert}" for copy in copies if copy.alert]
         return Status(

@@ -32,11 +32,11 @@ LARGE_BYTES = 8 << 20
 @pytest.mark.expect_log("array")
 @pytest.mark.parametrize("kind", ["xfs", pytest.param("ext4", marks=pytest.mark.soak)])
 def test_a_file_system_on_a_lun_of_linux_is_followed(
-    machine: Machine, array: Lio, service: Appliance, source: random.Random, kind: FileSystem
+    machine: Machine, array: Lio, own_appliance: Appliance, source: random.Random, kind: FileSystem
 ) -> None:
     seed = source.getrandbits(32)
     before, after = Files(seed, count=40, largest_bytes=100_000), Files(seed + 1, count=25, largest_bytes=100_000)
-    disk = disk_of(protect(service, array))
+    disk = disk_of(protect(own_appliance, array))
     with session(machine, [disk]) as [device]:
         # It is LIO's own disk that the host sees.
         assert "LIO-ORG" in machine.check(f"sg_inq {device}")
@@ -46,8 +46,8 @@ def test_a_file_system_on_a_lun_of_linux_is_followed(
             # In use and not frozen: its image has a log to replay. What mkfs has unmapped is being read back, since LIO does not promise that it
             # reads as zeros; until then there is no point that is consistent.
             machine.check(f"sync -f {folder}")
-            synchronised(service)
-            service.cli("bookmark", "create", "db/before")
+            synchronised(own_appliance)
+            own_appliance.cli("bookmark", "create", "db/before")
             after.unpack(machine, folder)
             kept = after.digests
             machine.check(f"cd {folder}; rm {' '.join(set(before.digests) - set(kept))}; sync -f .")
@@ -62,22 +62,22 @@ def test_a_file_system_on_a_lun_of_linux_is_followed(
             array.enable()
             copied = machine.check("until [ -s /run/copied ]; do sleep 0.1; done; cat /run/copied /run/copy-said")
             assert copied.startswith("0\n"), copied
-            assert "hosts are told to wait" in service.said()
+            assert "hosts are told to wait" in own_appliance.said()
             kept["large"] = hashlib.sha256(large).hexdigest()
             assert contents(machine, folder) == kept
         check_file_system(machine, device, kind)
-        synchronised(service)
-        check_equal(service, array, "now")
+        synchronised(own_appliance)
+        check_equal(own_appliance, array, "now")
 
-        image = service.cli("image", "open", "db/then", "--at", "before", "--writable")
+        image = own_appliance.cli("image", "open", "db/then", "--at", "before", "--writable")
         with session(machine, [disk_of(image["volumes"][0])]) as [past]:
             with mounted(machine, past, mount_options(kind, writable=True)) as folder:
                 assert contents(machine, folder) == before.digests
             check_file_system(machine, past, kind)
-        service.cli("image", "close", "db/then")
+        own_appliance.cli("image", "close", "db/then")
         check_file_system(machine, device, kind)
-    synchronised(service)
-    check_equal(service, array, "still")
+    synchronised(own_appliance)
+    check_equal(own_appliance, array, "still")
 
 
 QUICK = [
@@ -137,22 +137,24 @@ CHANCE = {"Reserve6.Logout": _LATE, "Reserve6.ITNexusLoss": _LATE}
 
 @pytest.mark.expect_log("iSCSI")
 @pytest.mark.expect_log("array")
-def test_libiscsis_suite_comes_to_what_it_comes_to_on_linux_alone(array: Lio, service: Appliance, soak: bool) -> None:
+def test_libiscsis_suite_comes_to_what_it_comes_to_on_linux_alone(
+    array: Lio, own_appliance: Appliance, soak: bool
+) -> None:
     if suites.installed() is None:
         pytest.skip("iscsi-test-cu is not installed")
-    found = differences(service, array, [] if soak else QUICK, PATIENCE)
+    found = differences(own_appliance, array, [] if soak else QUICK, PATIENCE)
     others = {test: outcomes for test, outcomes in found.items() if test not in CHANCE}
     assert {test: outcomes for test, outcomes in others.items() if test not in DIFFERENT} == {}
     assert {test: through for test, (_, through) in others.items()} == {test: DIFFERENT[test][0] for test in others}
     # And whatever it was that it did to the LUN is in the journal.
-    synchronised(service, "suite/lun")
-    check_equal(service, array, "after", "suite")
+    synchronised(own_appliance, "suite/lun")
+    check_equal(own_appliance, array, "after", "suite")
 
 
 @pytest.mark.expect_log("hosts are told to wait")
 @pytest.mark.expect_log("array")
-def test_a_target_of_linux_that_goes_and_comes_under_load(array: Lio, service: Appliance) -> None:
-    volume = protect(service, array)
+def test_a_target_of_linux_that_goes_and_comes_under_load(array: Lio, own_appliance: Appliance) -> None:
+    volume = protect(own_appliance, array)
     loads = [Load(volume, seed) for seed in (1, 2)]
     for load in loads:
         load.start()
@@ -170,6 +172,6 @@ def test_a_target_of_linux_that_goes_and_comes_under_load(array: Lio, service: A
     finally:
         for load in loads:
             load.end()
-    synchronised(service)
-    check_equal(service, array, "after")
+    synchronised(own_appliance)
+    check_equal(own_appliance, array, "after")
     assert any(load.refused for load in loads)

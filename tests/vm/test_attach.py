@@ -58,7 +58,7 @@ def itself(file: Path) -> Iterator[Path]:
     ids=["device-ext4", "file-xfs"],
 )
 def test_a_disk_of_the_host_is_followed_and_is_a_plain_disk_afterwards(
-    machine: Machine, service: Appliance, source: random.Random, tmp_path: Path, where: object, kind: FileSystem
+    machine: Machine, own_appliance: Appliance, source: random.Random, tmp_path: Path, where: object, kind: FileSystem
 ) -> None:
     assert callable(where)
     seed = source.getrandbits(32)
@@ -68,30 +68,30 @@ def test_a_disk_of_the_host_is_followed_and_is_a_plain_disk_afterwards(
     with file.open("wb") as empty:
         empty.truncate(DISK_BYTES)
     with where(file) as production:
-        service.cli("group", "create", "db")
-        service.cli("attach", "db/data", str(production))
-        disk = disk_of(synchronised(service))
+        own_appliance.cli("group", "create", "db")
+        own_appliance.cli("attach", "db/data", str(production))
+        disk = disk_of(synchronised(own_appliance))
         with attached(machine, disk, "nbd") as device:
             make_file_system(machine, device, kind)
             with mounted(machine, device) as folder:
                 before.unpack(machine, folder)
                 machine.check(f"sync -f {folder}")
-                service.cli("bookmark", "create", "db/before")
+                own_appliance.cli("bookmark", "create", "db/before")
                 after.unpack(machine, folder)
                 machine.check(f"cd {folder}; rm {' '.join(set(before.digests) - set(kept))}; sync -f .; fstrim .")
                 assert contents(machine, folder) == kept
             check_file_system(machine, device, kind)
-        synchronised(service)
-        check_equal_to(service, production, "now")
+        synchronised(own_appliance)
+        check_equal_to(own_appliance, production, "now")
 
-        image = service.cli("image", "open", "db/then", "--at", "before", "--writable")
+        image = own_appliance.cli("image", "open", "db/then", "--at", "before", "--writable")
         with attached(machine, disk_of(image["volumes"][0]), "nbd") as past:
             with mounted(machine, past, mount_options(kind, writable=True)) as folder:
                 assert contents(machine, folder) == before.digests
             check_file_system(machine, past, kind)
-        service.cli("image", "close", "db/then")
-        check_equal_to(service, production, "still")
-        service.cli("detach", "db/data", "--drop-history")
+        own_appliance.cli("image", "close", "db/then")
+        check_equal_to(own_appliance, production, "still")
+        own_appliance.cli("detach", "db/data", "--drop-history")
         # Nobody holds it any more.
         os.close(os.open(production, os.O_RDWR | (os.O_EXCL if production.is_block_device() else 0)))
     with Machine(disks=[file]) as other:

@@ -183,7 +183,7 @@ def leave(machine: Machine, disk: Disk, device: str) -> None:
 
 
 def test_a_lun_in_use_is_protected_and_let_go_by_path_flips(
-    machine: Machine, array: Lio, service: Appliance, tmp_path: Path
+    machine: Machine, array: Lio, own_appliance: Appliance, tmp_path: Path
 ) -> None:
     own = Disk(array.port, array.target, array.lun, 0, "", array.file.stat().st_size)
     frozen = tmp_path / "frozen"
@@ -196,18 +196,18 @@ def test_a_lun_in_use_is_protected_and_let_go_by_path_flips(
             writer.goes_on()
 
             # In. The new path is found to be one to the same disk; then the old one goes, and what was written on it meanwhile is found.
-            protected = disk_of(protect(service, array))
+            protected = disk_of(protect(own_appliance, array))
             new = join(machine, protected)
             assert map_of(machine, new) == device
             assert groups(machine, device) == [("A", old), ("E", new)]
             writer.goes_on()
             leave(machine, own, old)
             writer.goes_on()
-            service.cli("volume", "resync", "db/data")
-            synchronised(service)
+            own_appliance.cli("volume", "resync", "db/data")
+            synchronised(own_appliance)
             writer.goes_on()
             machine.check(f"fsfreeze --freeze {folder}")
-            service.cli("bookmark", "create", "db/in")
+            own_appliance.cli("bookmark", "create", "db/in")
             subprocess.run(["cp", "--sparse=always", array.file, frozen], check=True)
             machine.check(f"fsfreeze --unfreeze {folder}")
             at_first = writer.acknowledged()
@@ -220,7 +220,7 @@ def test_a_lun_in_use_is_protected_and_let_go_by_path_flips(
             before = writer.acknowledged()
             leave(machine, protected, new)
             behind = writer.acknowledged()
-            service.cli("detach", "db/data", "--keep-history")
+            own_appliance.cli("detach", "db/data", "--keep-history")
             writer.goes_on()
             last = writer.end()
         check_file_system(machine, device, "ext4")
@@ -228,22 +228,22 @@ def test_a_lun_in_use_is_protected_and_let_go_by_path_flips(
     # Nothing had to be repeated, and nothing failed.
     assert "I/O error" not in machine.kernel_log()
 
-    image = service.cli("image", "open", "db/then", "--at", "in")
+    image = own_appliance.cli("image", "open", "db/then", "--at", "in")
     compare(frozen, image["iscsi_url"])
-    service.cli("image", "close", "db/then")
+    own_appliance.cli("image", "close", "db/then")
     assert 0 < at_first <= before <= behind < last
     # The history that is kept ends where the paths flipped; the LUN has everything.
-    assert check_records(records_at(machine, service, "head"), before) <= behind + 1
+    assert check_records(records_at(machine, own_appliance, "head"), before) <= behind + 1
     with session(machine, [own]) as [device], mounted(machine, device) as folder:
         assert check_records(machine.pull(f"{folder}/records"), last) == last
 
 
-def records_at(machine: Machine, service: Appliance, point: str) -> bytes:
+def records_at(machine: Machine, own_appliance: Appliance, point: str) -> bytes:
     """The writer's file in a writable image, whose log is replayed and which must be clean then."""
-    image = service.cli("image", "open", "db/past", "--at", point, "--writable")
+    image = own_appliance.cli("image", "open", "db/past", "--at", point, "--writable")
     with session(machine, [disk_of(image["volumes"][0])]) as [past]:
         with mounted(machine, past, mount_options("ext4", writable=True)) as folder:
             data = machine.pull(f"{folder}/records")
         check_file_system(machine, past, "ext4")
-    service.cli("image", "close", "db/past")
+    own_appliance.cli("image", "close", "db/past")
     return data

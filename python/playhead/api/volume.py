@@ -52,7 +52,7 @@ def list_all_volumes(appliance: TheAppliance) -> list[Volume]:
 @router.get("/groups/{group}/volumes")
 def list_volumes(group: TheGroup) -> list[Volume]:
     """The group's volumes."""
-    return group.volumes()
+    return group.volumes.all()
 
 
 @router.post("/groups/{group}/volumes", status_code=201)
@@ -62,14 +62,14 @@ def create_volume(body: VolumeCreate, group: TheGroup, appliance: TheAppliance) 
         fabric = body.fabric
         return appliance.protect_lun(group, body.name, fabric.array, fabric.target, fabric.lun, fabric.identity)
     if body.adopt_path is not None:
-        return group.adopt_volume(body.name, body.adopt_path, body.physical_block_bytes)
-    return group.create_volume(body.name, body.size_bytes or 0, body.physical_block_bytes)
+        return group.volumes.adopt(body.name, body.adopt_path, body.physical_block_bytes)
+    return group.volumes.create(body.name, body.size_bytes or 0, body.physical_block_bytes)
 
 
 @router.get("/groups/{group}/volumes/{volume}")
 def show_volume(volume: str, group: TheGroup) -> Volume:
     """One volume."""
-    return group.volume(volume)
+    return group.volumes.find(volume)
 
 
 class VolumeChange(BaseModel):
@@ -82,7 +82,7 @@ class VolumeChange(BaseModel):
 @router.patch("/groups/{group}/volumes/{volume}")
 def change_volume(volume: str, body: VolumeChange, group: TheGroup) -> Volume:
     """Write-protects a volume for every host, or lets them write again."""
-    return group.set_volume_read_only(volume, body.read_only)
+    return group.volumes.set_read_only(volume, body.read_only)
 
 
 class VolumeAttach(BaseModel):
@@ -96,7 +96,7 @@ class VolumeAttach(BaseModel):
 @router.post("/groups/{group}/volumes/{volume}/attach", status_code=201)
 def attach_volume(volume: str, body: VolumeAttach, group: TheGroup) -> Volume:
     """Protects a file or block device: the volume, a new one, is its replica. Also one whose production was lost."""
-    return group.attach(volume, body.path, body.physical_block_bytes)
+    return group.volumes.attach(volume, body.path, body.physical_block_bytes)
 
 
 class VolumeDetach(BaseModel):
@@ -109,16 +109,16 @@ class VolumeDetach(BaseModel):
 @router.post("/groups/{group}/volumes/{volume}/detach", status_code=204)
 def detach_volume(volume: str, body: VolumeDetach, group: TheGroup) -> None:
     """Lets go of production, which is whole where it is."""
-    group.detach(volume, body.keep_history)
+    group.volumes.detach(volume, body.keep_history)
 
 
 @router.post("/groups/{group}/volumes/{volume}/resync", status_code=202)
 def resync_volume(volume: str, group: TheGroup) -> Volume:
     """Compares all of a volume with its production, while hosts work."""
-    return group.resync(volume)
+    return group.volumes.resync(volume)
 
 
 @router.delete("/groups/{group}/volumes/{volume}", status_code=204)
 def delete_volume(volume: str, group: TheGroup, delete_base: bool) -> None:
     """Takes a volume out of its group. Its base stays where it is or goes too, as the caller says."""
-    group.delete_volume(volume, delete_base)
+    group.volumes.delete(volume, delete_base)
