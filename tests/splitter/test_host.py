@@ -235,7 +235,7 @@ def test_a_promoted_copy_is_compared_with_production(appliance: Appliance, tmp_p
     appliance.cli("copy", "pause", "g/near")
     io.write(volume["nbd_url"], 0x21, "1M", "1M")
     appliance.cli("copy", "resume", "g/near")
-    appliance.cli("copy", "promote", "g/near", "--force")
+    appliance.cli("copy", "promote", "g/near", "--while-serving")
     # Its map is not the old journal's, which knows nothing of what a copy may lack.
     wait_for(appliance, "synchronised")
     assert head_image(appliance, "head") == file.read_bytes()
