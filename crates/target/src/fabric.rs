@@ -11,10 +11,12 @@
 //!    nothing changed gives the extents back; everything else leaves them marked, to be read from the array.
 //!
 //! Read in this order: [`plan`] (what becomes of each operation code), [`record`] (what a change is to the journal), [`edit`] (answers
-//! that must tell the truth about the policy), [`array`](mod@array) (whom sessions log in to), [`limbo`] (changes whose end nobody knows)
+//! that must tell the truth about the policy), [`copy`] (copies that the array makes by itself), [`array`](mod@array) (whom sessions log in to), [`limbo`] (changes whose end nobody knows)
 //! and [`lun`]. The session's side, which polls the host's and the array's socket on one thread, is `iscsi::forward` and `iscsi::links`.
 
 pub mod array;
+pub mod copy;
+mod copy_reports;
 pub mod edit;
 pub mod limbo;
 pub mod lun;

@@ -21,6 +21,7 @@ mod sanitize;
 mod unit;
 
 pub use copy::Tokens;
+pub(crate) use copy::{COPY_LIMITS, LIST_BYTES_MAX, TOKEN_LIMITS};
 pub use device::{Device, Devices, TargetPort};
 pub use job::{Cancel, Job, JobEnd};
 pub use limits::TRANSFER_BLOCKS_MAX;

@@ -53,6 +53,12 @@ impl Array {
         &self.remote
     }
 
+    /// Whether it is a target of the same array as `other`: one of its portals leads to that too.
+    pub(crate) fn is_beside(&self, other: &Array) -> bool {
+        std::ptr::eq(self, other)
+            || self.remote.portals.iter().any(|portal| other.remote.portals.contains(portal))
+    }
+
     /// For a session of Playhead's own: each purpose has a qualifier, so that none ends another's.
     pub fn own_remote(&self, qualifier: u16) -> Remote {
         let mut remote = self.remote.clone();

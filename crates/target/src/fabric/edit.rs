@@ -2,7 +2,8 @@
 //!
 //! Everything works on what there is of an answer: a host that asks for four bytes gets four.
 
-use super::plan::{offered, Edit, TRANSFER_BYTES_MAX};
+use super::copy_reports;
+use super::plan::{any_copies, offered, Edit, TRANSFER_BYTES_MAX};
 use crate::lun::BLOCK_BYTES;
 use crate::scsi::{Offload, Offloads};
 
@@ -18,10 +19,13 @@ pub struct NewIdentity {
 /// Puts `data`, the array's answer, right for an initiator that gets `offloads`.
 pub fn edit(what: Edit, offloads: Offloads, identity: Option<&NewIdentity>, data: &mut Vec<u8>) {
     match what {
-        Edit::Inquiry => clear(data, 5, 0x08), // 3PC: copies are refused
+        Edit::Inquiry if !any_copies(offloads) => clear(data, 5, 0x08), // 3PC
+        Edit::Inquiry => {}
+        Edit::CopyParameters => copy_reports::operating_parameters(data),
         Edit::Capacity if !offloads.contains(Offload::Unmap) => clear(data, 14, 0xc0), // LBPME, LBPRZ
         Edit::Capacity => {}
-        Edit::Page(0x00) => remove_page(data, 0x8f),
+        Edit::Page(0x00) if !any_copies(offloads) => remove_page(data, 0x8f),
+        Edit::Page(0x8f) => copy_reports::page(data, offloads),
         Edit::Page(0x80) => {
             if let Some(identity) = identity {
                 name_serial(data, &identity.serial);
@@ -181,7 +185,7 @@ mod tests {
         edit(Edit::Page(0xb2), none, None, &mut page);
         assert_eq!(page[5], 0x04);
         let mut pages = vec![0, 0, 0, 3, 0, 0x83, 0x8f];
-        edit(Edit::Page(0), Offloads::ALL, None, &mut pages);
+        edit(Edit::Page(0), none, None, &mut pages);
         assert_eq!(pages, [0, 0, 0, 2, 0, 0x83]);
     }
 
@@ -189,7 +193,7 @@ mod tests {
     fn codes_that_are_refused_are_not_listed() {
         let mut list = vec![0, 0, 0, 24];
         list.extend_from_slice(&[0x28, 0, 0, 0, 0, 0, 0, 10]);
-        list.extend_from_slice(&[0x83, 0, 0, 0, 0, 1, 0, 16]);
+        list.extend_from_slice(&[0x84, 0, 0, 8, 0, 1, 0, 16]);
         list.extend_from_slice(&[0x89, 0, 0, 0, 0, 0, 0, 16]);
         let mut all = list.clone();
         edit(Edit::Opcodes { options: 0, code: 0, service_action: 0 }, Offloads::ALL, None, &mut all);

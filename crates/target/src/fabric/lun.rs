@@ -3,11 +3,14 @@
 use super::array::Array;
 use super::edit::NewIdentity;
 use super::limbo::Owner;
-use super::record::Range;
-use crate::lun::{Change, Compared, Extent, FlushDone, Lsn, Lun, LunError, LunIdentity, BLOCK_BYTES};
+use crate::lun::{
+    Change, Compared, CopyPiece, Extent, FlushDone, Lsn, Lun, LunError, LunIdentity, BLOCK_BYTES,
+};
+use crate::splitter::Wanted;
 use parking_lot::Mutex;
 use playhead_initiator::{discovery, Blocking, Error, Task};
 use playhead_wire::iscsi::lun_bytes;
+use playhead_wire::scsi::extended_copy::Designator;
 use std::any::Any;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::Arc;
@@ -41,16 +44,21 @@ pub type Begun = Box<dyn FnOnce(Result<Taken, LunError>) + Send>;
 
 /// What records changes that somebody else executes: the replica with its change map.
 pub trait Recorder: Send + Sync {
-    /// Takes `extents` against overlapping changes and against resynchronisation, before production changes, and tells `begun`. Never
-    /// waits itself. `payload_bytes` is what the change's records hold at most.
+    /// Takes what is `wanted` against overlapping changes and against resynchronisation, before production changes, and tells `begun`.
+    /// Never waits itself.
     ///
     /// Errors told: the journal cannot be written and the group says that hosts wait for it; nothing is taken.
-    fn begin(&self, extents: &[Range], payload_bytes: u64, begun: Begun);
+    fn begin(&self, wanted: Wanted, begun: Begun);
 
     /// Production has executed them: captures `changes` in this order, and gives the extents back. An error leaves them marked.
     ///
     /// Errors: they could not be captured, and the host is not to be told GOOD.
     fn capture(&self, taken: Taken, changes: &[Change<'_>]) -> Result<(), LunError>;
+
+    /// As [`Recorder::capture`], for a copy that production has made by itself: `pieces` of what `source` records, where they are taken as
+    /// sources. Where that is no volume of the same group, or not in step, it is as [`Recorder::unknown`].
+    fn capture_copy(&self, taken: Taken, source: &dyn Recorder, pieces: &[CopyPiece])
+        -> Result<(), LunError>;
 
     /// Production has certainly not changed.
     fn unchanged(&self, taken: Taken);
@@ -77,13 +85,16 @@ pub struct Production {
     number: u16,
     name: String,
     block_count: u64,
+    /// What the array calls it, as of which of our sessions.
+    names: Mutex<(u64, Arc<[Designator]>)>,
 }
 
 impl Production {
     /// LUN `number` of `array`, which has `block_count` blocks. Logs in when it is first read.
     pub fn new(array: &Array, number: u16, name: &str, block_count: u64) -> Production {
         let array = Mutex::new(Blocking::new(array.own_remote(number)));
-        Production { array, number, name: name.to_owned(), block_count }
+        let names = Mutex::new((0, Arc::default()));
+        Production { array, number, name: name.to_owned(), block_count, names }
     }
 
     /// Size in blocks.
@@ -108,7 +119,30 @@ impl Production {
     pub fn generation(&self) -> Result<u64, LunError> {
         let mut array = self.array.lock();
         array.attend(SIGHT_LIMIT).map_err(|error| self.fault(error.to_string()))?;
-        Ok(array.nexus().status().sessions)
+        let session = array.nexus().status().sessions;
+        self.ask_names(&mut array, session);
+        Ok(session)
+    }
+
+    /// The array's names for it (VPD page 83h), the best first; none as long as it has not been in sight.
+    pub fn names(&self) -> Arc<[Designator]> {
+        Arc::clone(&self.names.lock().1)
+    }
+
+    /// Asks for the names once a session: whoever changes them ends it, or the LUN is another.
+    fn ask_names(&self, array: &mut Blocking, session: u64) {
+        if self.names.lock().0 == session {
+            return;
+        }
+        // Without a page the LUN has no name, and is nobody's but its own in a copy.
+        match discovery::ask(array, self.number, &[0x12, 1, 0x83, 4, 0, 0], 1024, LIMIT) {
+            Ok(page) => {
+                let mut names = Designator::of_page(&page.unwrap_or_default());
+                names.sort_by_key(|name| (name.as_naa().is_none(), name.kind() != 3, name.kind() != 2));
+                *self.names.lock() = (session, names.into());
+            }
+            Err(error) => log::debug!("{}: its names are not known: {error}", self.name),
+        }
     }
 
     fn fault(&self, detail: String) -> LunError {
@@ -241,6 +275,16 @@ impl FabricLun {
     /// What records its changes.
     pub fn recorder(&self) -> &Arc<dyn Recorder> {
         &self.recorder
+    }
+
+    /// The array's name for it, if a host may mean it by `name`: as it is shown, or as the array says.
+    pub(crate) fn array_name(&self, name: &Designator) -> Option<Designator> {
+        let names = self.production.names();
+        if names.contains(name) {
+            return Some(*name);
+        }
+        let new = self.new_identity.as_ref().map(|identity| Designator::naa(&identity.naa));
+        names.first().copied().filter(|_| new == Some(*name))
     }
 
     /// The array's number for it, in its eight-byte form.

@@ -3,9 +3,10 @@
 //! The rule of the house: what is not known to change nothing, and cannot be captured, is refused as a device without it would refuse it
 //! (05/20/00), so that hosts fall back. There is no third way.
 //!
-//! Copies (EXTENDED COPY, tokens) are refused for now, whatever the policy says: hosts then copy by reads and writes, which are split.
+//! Copies that the array makes by itself are forwarded and recorded too ([`super::copy`]), if the policy says so.
 
-use crate::scsi::{Offload, Offloads};
+use crate::scsi::{Offload, Offloads, LIST_BYTES_MAX};
+use playhead_wire::scsi::cdb::CopyReport;
 use playhead_wire::scsi::{Command, Sense};
 
 /// Most bytes that one command reads or writes: 32 MiB, so that one command's data fits a session's budget.
@@ -20,6 +21,8 @@ pub enum Edit {
     Page(u8),
     /// READ CAPACITY(16).
     Capacity,
+    /// RECEIVE COPY OPERATING PARAMETERS.
+    CopyParameters,
     /// REPORT SUPPORTED OPERATION CODES; the list, or what is said of one code.
     Opcodes {
         /// Reporting options (SPC-4 6.30).
@@ -45,6 +48,8 @@ pub enum Plan {
     },
     /// It changes blocks: forwarded and recorded.
     Change(Command),
+    /// An EXTENDED COPY, which may change blocks of any LUN that its host is shown: its list is looked at, then it is forwarded and recorded.
+    Copy(Command),
 }
 
 /// Codes, with service actions where they have any, of commands that change no block.
@@ -94,7 +99,7 @@ fn changes(code: u8) -> bool {
 pub fn offered(code: u8, service_action: Option<u16>, offloads: Offloads) -> bool {
     let action = service_action.unwrap_or(0) as u8;
     match Offload::of_opcode(code, service_action) {
-        Some(Offload::Xcopy | Offload::Odx) => false,
+        Some(Offload::Xcopy | Offload::Odx) => copies(code, action, offloads),
         Some(offload) => offloads.contains(offload),
         None => {
             passes(code, action)
@@ -106,13 +111,31 @@ pub fn offered(code: u8, service_action: Option<u16>, offloads: Offloads) -> boo
     }
 }
 
+/// Whether commands about copies may pass. Not REPORT ALL ROD TOKENS: where all hosts are one initiator to the array, it would tell a host
+/// of others'.
+fn copies(code: u8, action: u8, offloads: Offloads) -> bool {
+    let (xcopy, odx) = (offloads.contains(Offload::Xcopy), offloads.contains(Offload::Odx));
+    match (code, action) {
+        // COPY OPERATION ABORT and RECEIVE COPY STATUS(LID4) are about both kinds.
+        (0x83, 0x1c) | (0x84, 0x05) => xcopy || odx,
+        (0x83, 0x00 | 0x01) | (0x84, 0x00 | 0x01 | 0x03 | 0x04 | 0x06) => xcopy,
+        (0x83, 0x10 | 0x11) | (0x84, 0x07) => odx,
+        _ => false,
+    }
+}
+
+/// Whether an initiator finds any copies.
+pub(super) fn any_copies(offloads: Offloads) -> bool {
+    offloads.contains(Offload::Xcopy) || offloads.contains(Offload::Odx)
+}
+
 /// What becomes of `cdb`. Errors are what to answer with instead of forwarding it; the policy's are [`Sense::INVALID_OPCODE`].
 pub fn plan(cdb: &[u8; 16], offloads: Offloads) -> Result<Plan, Sense> {
     let code = cdb[0];
     let action = cdb[1] & 0x1f;
     match code {
         0x12 if cdb[1] & 1 == 0 => return Ok(Plan::Edit(Edit::Inquiry)),
-        0x12 if cdb[2] == 0x8f => return Err(Sense::in_cdb(2, Some(7))),
+        0x12 if cdb[2] == 0x8f && !any_copies(offloads) => return Err(Sense::in_cdb(2, Some(7))),
         0x12 => return Ok(Plan::Edit(Edit::Page(cdb[2]))),
         0x9e if action == 0x10 => return Ok(Plan::Edit(Edit::Capacity)),
         0xa3 if action == 0x0c => {
@@ -124,6 +147,7 @@ pub fn plan(cdb: &[u8; 16], offloads: Offloads) -> Result<Plan, Sense> {
         }
         0x35 | 0x91 => return Ok(Plan::Flush { immediate: cdb[1] & 2 != 0 }),
         _ if passes(code, action) => return Ok(Plan::Pass),
+        0x83 | 0x84 if copies(code, action, offloads) => {}
         _ if !changes(code) => return Err(Sense::INVALID_OPCODE),
         _ => {}
     }
@@ -146,16 +170,35 @@ pub fn plan(cdb: &[u8; 16], offloads: Offloads) -> Result<Plan, Sense> {
         Command::WriteSame(request) if request.unmap && !offloads.contains(Offload::Unmap) => {
             Err(Sense::in_cdb(1, Some(3)))
         }
+        Command::ExtendedCopy { list_bytes, .. } | Command::WriteUsingToken { list_bytes, .. }
+            if list_bytes > LIST_BYTES_MAX =>
+        {
+            Err(Sense::PARAMETER_LIST_LENGTH)
+        }
+        Command::ExtendedCopy { .. } => Ok(Plan::Copy(command)),
+        Command::ReceiveCopy { what: CopyReport::OperatingParameters, .. } => {
+            Ok(Plan::Edit(Edit::CopyParameters))
+        }
+        // A token changes no block of what it stands for.
+        Command::ReceiveCopy { .. } | Command::CopyOperationAbort { .. } | Command::PopulateToken { .. } => {
+            Ok(Plan::Pass)
+        }
         // What goes on after GOOD cannot be captured at GOOD: FORMAT's list says IMMED, SANITIZE's CDB does.
         Command::Sanitize(_) if cdb[1] & 0x80 != 0 => Err(Sense::in_cdb(1, Some(7))),
         _ => Ok(Plan::Change(command)),
     }
 }
 
-/// Whether a command whose data has come goes on after GOOD, which nothing here could capture: FORMAT UNIT with IMMED in its list
-/// (SBC-4 5.4.2).
-pub fn goes_on_after_good(command: &Command, data_out: &[u8]) -> bool {
-    matches!(command, Command::FormatUnit(_)) && data_out.get(1).is_some_and(|flags| flags & 0x02 != 0)
+/// How to refuse a command whose data has come, and that goes on after GOOD, which nothing here could capture: IMMED in the lists of FORMAT
+/// UNIT (SBC-4 5.4.2) and WRITE USING TOKEN (5.59).
+pub fn goes_on_after_good(command: &Command, data_out: &[u8]) -> Option<Sense> {
+    let (byte, bit) = match command {
+        Command::FormatUnit(_) => (1, 0x02),
+        Command::WriteUsingToken { .. } => (2, 0x01),
+        _ => return None,
+    };
+    let set = data_out.get(usize::from(byte)).is_some_and(|flags| flags & bit != 0);
+    set.then_some(Sense::in_parameters(byte))
 }
 
 /// Whether a command that ended otherwise than GOOD has certainly changed nothing (SAM-5 5.3.1; sense keys of SPC-4 4.5.6).
@@ -166,9 +209,15 @@ pub fn changed_nothing(command: &Command, status: u8, sense: &[u8]) -> bool {
         0x02 => {
             let one_step = !matches!(
                 command,
-                Command::FormatUnit(_) | Command::Sanitize(_) | Command::Unmap { .. } | Command::WriteSame(_)
+                Command::FormatUnit(_)
+                    | Command::Sanitize(_)
+                    | Command::Unmap { .. }
+                    | Command::WriteSame(_)
+                    | Command::WriteUsingToken { .. }
             );
             match playhead_initiator::blocking::sense_code(sense) {
+                // INVALID COMMAND OPERATION CODE: the array does not know it.
+                Some((0x05, 0x20, 0x00)) => true,
                 // NOT READY, ILLEGAL REQUEST: found before the first block of what is one transfer.
                 Some((0x02 | 0x05, _, _)) => one_step,
                 // UNIT ATTENTION: told instead of running the command.
@@ -205,8 +254,8 @@ mod tests {
             }
         }
         assert!(refused > 180);
-        // Vendor's, WRITE BUFFER, WRITE LONG, XCOPY, variable length, SCRAMBLE-like ones of tomorrow.
-        for code in [0xc1, 0x3b, 0x3f, 0x83, 0x84, 0x7f, 0x9f, 0x1d, 0x9d] {
+        // Vendor's, WRITE BUFFER, WRITE LONG, variable length, SCRAMBLE-like ones of tomorrow.
+        for code in [0xc1, 0x3b, 0x3f, 0x7f, 0x9f, 0x1d, 0x9d] {
             assert_eq!(plan(&cdb(&[code]), Offloads::ALL), Err(Sense::INVALID_OPCODE), "{code:#x}");
         }
     }
@@ -221,6 +270,29 @@ mod tests {
         }
         let without = Offloads::ALL.with(Offload::Unmap, false);
         assert_eq!(plan(&cdb(&[0x93, 0x08]), without), Err(Sense::in_cdb(1, Some(3))));
+    }
+
+    #[test]
+    fn copies_pass_by_policy_and_what_nobody_knows_of_them_does_not() {
+        let of = |offloads: Offloads| {
+            let mut found = Vec::new();
+            for (code, action) in [0x83, 0x84].into_iter().flat_map(|code| (0..32).map(move |a| (code, a))) {
+                let passes = plan(&cdb(&[code, action]), offloads).is_ok();
+                assert_eq!(passes, offered(code, Some(action.into()), offloads), "{code:#x} {action:#x}");
+                found.extend(passes.then_some((code, action)));
+            }
+            found
+        };
+        let xcopy =
+            [(0x83, 0), (0x83, 1), (0x83, 0x1c), (0x84, 0), (0x84, 1), (0x84, 3), (0x84, 4), (0x84, 5)];
+        let odx = [(0x83, 0x10), (0x83, 0x11), (0x83, 0x1c), (0x84, 5), (0x84, 7)];
+        assert_eq!(of(Offloads::ALL.with(Offload::Xcopy, false)), odx);
+        assert_eq!(of(Offloads::ALL.with(Offload::Odx, false))[..8], xcopy);
+        assert!(of(Offloads::ALL.with(Offload::Odx, false).with(Offload::Xcopy, false)).is_empty());
+        assert!(matches!(plan(&cdb(&[0x83]), Offloads::ALL), Ok(Plan::Copy(_))));
+        assert!(matches!(plan(&cdb(&[0x83, 0x11]), Offloads::ALL), Ok(Plan::Change(_))));
+        let long = cdb(&[0x83, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 1, 0, 1]);
+        assert_eq!(plan(&long, Offloads::ALL), Err(Sense::PARAMETER_LIST_LENGTH));
     }
 
     #[test]

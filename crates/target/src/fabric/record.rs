@@ -2,12 +2,14 @@
 //!
 //! What is in the command is recorded from the command: plain writes, the second half of a COMPARE AND WRITE, one block repeated. What
 //! is not in it is read back from the array: ORWRITE, of which only the operand is known; FORMAT and SANITIZE; a write that announced
-//! less than its CDB says; and UNMAP, because it is a hint: a target that leaves a block mapped leaves its old data there, and is right
+//! less than its CDB says; WRITE USING TOKEN (its data is the array's, and GOOD may come for less than was asked for: the count is told by
+//! RECEIVE ROD TOKEN INFORMATION alone, SBC-4 5.59); and UNMAP, because it is a hint: a target that leaves a block mapped leaves its old data there, and is right
 //! (SBC-4 4.7.3.3), whatever LBPRZ says of unmapped blocks.
 
 use crate::lun::{Change, BLOCK_BYTES};
+use crate::scsi::TOKEN_LIMITS;
 use playhead_wire::scsi::cdb::Blocks;
-use playhead_wire::scsi::{unmap, Command, Sense};
+use playhead_wire::scsi::{rod_token, unmap, Command, Sense};
 
 /// Most ranges of one UNMAP.
 const UNMAP_DESCRIPTORS_MAX: usize = 4096;
@@ -38,6 +40,17 @@ pub fn extents(command: &Command, data_out: &[u8], block_count: u64) -> Result<V
         Command::Unmap { .. } => {
             let mut ranges = Vec::new();
             for (lba, count) in unmap::parse(data_out, UNMAP_DESCRIPTORS_MAX)? {
+                ranges.extend(one(lba, u64::from(count))?);
+            }
+            ranges.sort_unstable();
+            Ok(ranges)
+        }
+        Command::WriteUsingToken { list_bytes, .. } => {
+            let list = data_out.get(..list_bytes as usize).ok_or(Sense::PARAMETER_LIST_LENGTH)?;
+            let mut ranges = Vec::new();
+            for (lba, count) in
+                rod_token::parse_write_using(list, &TOKEN_LIMITS)?.map_or(Vec::new(), |w| w.ranges)
+            {
                 ranges.extend(one(lba, u64::from(count))?);
             }
             ranges.sort_unstable();

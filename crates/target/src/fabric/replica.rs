@@ -1,8 +1,7 @@
 //! The replica of a fabric volume: what [`Split`] is to this splitter.
 
 use super::lun::{Begun, Production, Recorder, Taken};
-use super::record::Range;
-use crate::lun::{Change, FlushDone, LunError};
+use crate::lun::{Change, CopyPiece, FlushDone, LunError};
 use crate::splitter::{self, OnJournalFailure, Split, SplitOptions, Status, Wanted};
 use parking_lot::RwLock;
 use playhead_journal::files::Files;
@@ -93,13 +92,11 @@ impl Replica {
 }
 
 impl Recorder for Replica {
-    fn begin(&self, extents: &[Range], payload_bytes: u64, begun: Begun) {
+    fn begin(&self, wanted: Wanted, begun: Begun) {
         let split = self.split.read_recursive();
         let Some(split) = split.as_ref() else {
             return begun(Err(self.gone()));
         };
-        let changes = extents.iter().map(|(lba, count)| *lba..lba.saturating_add(*count)).collect();
-        let wanted = Wanted { changes, sources: Vec::new(), payload_bytes };
         split.begin_then(wanted, Box::new(move |taken| begun(taken.map(|taken| Box::new(taken) as Taken))));
     }
 
@@ -108,6 +105,29 @@ impl Recorder for Replica {
         match (split.as_ref(), Replica::own(taken)) {
             (Some(split), Some(taken)) => split.capture(taken, changes).map(|_| ()),
             _ => Err(self.gone()),
+        }
+    }
+
+    fn capture_copy(
+        &self,
+        taken: Taken,
+        source: &dyn Recorder,
+        pieces: &[CopyPiece],
+    ) -> Result<(), LunError> {
+        let split = self.split.read_recursive();
+        let (Some(split), Some(taken)) = (split.as_ref(), Replica::own(taken)) else {
+            return Err(self.gone());
+        };
+        // Read recursively: it may be this one.
+        let from = source.as_any().downcast_ref::<Replica>().map(|source| source.split.read_recursive());
+        match from.as_ref().and_then(|from| from.as_ref()) {
+            Some(from) if split.volume().refers_to(from.volume()) => {
+                split.capture_copy(taken, from, pieces).map(|_| ())
+            }
+            _ => {
+                split.unknown(taken);
+                Ok(())
+            }
         }
     }
 

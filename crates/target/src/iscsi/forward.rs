@@ -8,14 +8,12 @@ use super::answers::{Answers, Ending};
 use super::commands::{Asked, Source};
 use super::links::Links;
 use super::outbox::Event as Message;
+use super::parts::{fabric, Parts, Taking};
 use super::session::{Session, View};
 use super::tasks::{outcome, Answer};
 use crate::fabric::plan::{self, Plan, TRANSFER_BYTES_MAX};
-use crate::fabric::record::{self, Range};
-use crate::fabric::{edit, FabricLun, Taken};
-use crate::lun::LunError;
+use crate::fabric::{copy, edit, record, FabricLun};
 use crate::scsi::{self, LogicalUnit, Offload, Refusal};
-use parking_lot::Mutex;
 use playhead_initiator::{Done, Event, Outcome, Task};
 use playhead_wire::iscsi::request::{function, ScsiCommand};
 use playhead_wire::iscsi::response::{DataIn, Residual, Response};
@@ -24,16 +22,14 @@ use std::collections::HashMap;
 use std::sync::atomic::Ordering;
 use std::sync::Arc;
 
-/// What a recorder has answered, and whether the session sleeps over it.
-#[derive(Default)]
-struct Begin {
-    answer: Option<Result<Taken, LunError>>,
-    waits: bool,
-    /// The command is over: nobody comes for the answer.
-    gone: bool,
+/// What goes to the array instead of what the host sent.
+pub(super) struct Prepared {
+    pub(super) cdb: [u8; 16],
+    pub(super) data_out: Vec<u8>,
+    pub(super) parts: Parts,
+    /// Bytes that do not have to cross the wire, if it ends in GOOD.
+    pub(super) saved_bytes: u64,
 }
-
-type Awaited = Arc<Mutex<Begin>>;
 
 /// A command on its way.
 struct Forwarded {
@@ -44,14 +40,13 @@ struct Forwarded {
     /// Bytes of data in either direction that it may hold.
     held_bytes: usize,
     write_bytes: u32,
-    extents: Vec<Range>,
+    /// What it changes, and keeps from being changed.
+    parts: Parts,
+    saved_bytes: u64,
     /// The command, until it is sent.
     task: Option<Task>,
     /// The nexus' tag, once it is.
     tag: Option<u64>,
-    taken: Option<Taken>,
-    /// Where the extents come while they are waited for.
-    awaited: Option<Awaited>,
     /// Ended by task management: the host hears nothing of it. What became of it at the array only its outcome tells.
     aborted: bool,
     /// The array has been asked to end it, because another session's reset should have.
@@ -109,25 +104,6 @@ impl Forwarding {
     /// What the arrays answered to it.
     pub(super) fn outcome(&mut self, itt: u32) -> u8 {
         self.outcomes.remove(&itt).unwrap_or(outcome::COMPLETE)
-    }
-}
-
-fn fabric(unit: &LogicalUnit) -> Option<&FabricLun> {
-    unit.lun().as_any().downcast_ref()
-}
-
-/// A command of which nothing was sent is over: what it has taken, or is given yet, goes back.
-fn let_go(command: Forwarded) {
-    let Some(lun) = fabric(&command.view.unit) else {
-        return;
-    };
-    let answered = command.awaited.and_then(|awaited| {
-        let mut begin = awaited.lock();
-        begin.gone = true;
-        begin.answer.take()
-    });
-    for taken in command.taken.into_iter().chain(answered.and_then(Result::ok)) {
-        lun.recorder().unchanged(taken);
     }
 }
 
@@ -267,16 +243,11 @@ impl Session {
             Ok(planned) => planned,
             Err(sense) => return self.refuse_of(&view.unit, asked, refuse(sense), 0),
         };
-        let mut extents = Vec::new();
-        if let Plan::Change(command) = &planned {
-            if plan::goes_on_after_good(command, &data_out) {
-                return self.refuse_of(&view.unit, asked, refuse(Sense::in_parameters(1)), 0);
-            }
-            match record::extents(command, &data_out, view.unit.lun().block_count()) {
-                Ok(found) => extents = found,
+        let Prepared { cdb, data_out, parts, saved_bytes } =
+            match self.prepare(view, &planned, request, data_out) {
+                Ok(prepared) => prepared,
                 Err(sense) => return self.refuse_of(&view.unit, asked, refuse(sense), 0),
-            }
-        }
+            };
         let held_bytes = request.expected_bytes as usize;
         let most = self.shared.limits.session_bytes_max;
         if self.forwarding.held_bytes > 0 && self.forwarding.held_bytes + held_bytes > most {
@@ -287,12 +258,16 @@ impl Session {
         self.shared.held_bytes.fetch_add(held_bytes, Ordering::Relaxed);
         let task = Task {
             lun: lun.address(),
-            cdb: request.cdb,
+            cdb,
             attribute: request.attribute,
             reads: request.read,
-            writes: request.write,
+            writes: request.write && !(matches!(planned, Plan::Copy(_)) && data_out.is_empty()),
             read_bytes: if request.read { request.expected_bytes } else { 0 },
-            write_bytes: if request.write { request.expected_bytes } else { 0 },
+            write_bytes: match planned {
+                Plan::Copy(_) => data_out.len() as u32,
+                _ if request.write => request.expected_bytes,
+                _ => 0,
+            },
             data_out,
         };
         let link = self.forwarding.links.find(lun.array(), &self.port);
@@ -305,16 +280,39 @@ impl Session {
             link,
             held_bytes,
             write_bytes: task.write_bytes,
-            extents,
+            parts,
+            saved_bytes,
             task: Some(task),
             tag: None,
-            taken: None,
-            awaited: None,
             aborted: false,
             asked_to_end: false,
         };
         self.forwarding.commands.insert(number, command);
         self.begin_forwarded(number);
+    }
+
+    /// What goes to the array, and what is to be taken before.
+    fn prepare(
+        &self,
+        view: &View,
+        planned: &Plan,
+        request: &ScsiCommand,
+        data_out: Vec<u8>,
+    ) -> Result<Prepared, Sense> {
+        let mut parts = Parts::default();
+        match planned {
+            Plan::Copy(command) => return self.prepare_copy(view, command, &request.cdb, &data_out),
+            Plan::Change(command) => {
+                if let Some(sense) = plan::goes_on_after_good(command, &data_out) {
+                    return Err(sense);
+                }
+                let extents = record::extents(command, &data_out, view.unit.lun().block_count())?;
+                let payload_bytes = if request.write { u64::from(request.expected_bytes) } else { 0 };
+                parts = Parts::change(&view.unit, &extents, payload_bytes);
+            }
+            Plan::Pass | Plan::Edit(_) | Plan::Flush { .. } => {}
+        }
+        Ok(Prepared { cdb: request.cdb, data_out, parts, saved_bytes: 0 })
     }
 
     /// Takes the extents of a command, if it has any, and sends it.
@@ -324,47 +322,17 @@ impl Session {
         else {
             return; // aborted meanwhile
         };
-        let Some(lun) = fabric(&command.view.unit) else {
-            return;
-        };
-        if !command.extents.is_empty() && command.taken.is_none() {
-            let awaited = match &command.awaited {
-                Some(awaited) => Arc::clone(awaited),
-                None => {
-                    let awaited = Awaited::default();
-                    command.awaited = Some(Arc::clone(&awaited));
-                    let (handle, place) = (Arc::clone(&self.handle), Arc::clone(&awaited));
-                    let recorder = Arc::clone(lun.recorder());
-                    let begun = Box::new(move |answer| {
-                        let mut begin = place.lock();
-                        match answer {
-                            Ok(taken) if begin.gone => return recorder.unchanged(taken),
-                            answer => begin.answer = Some(answer),
-                        }
-                        // Told before the call returned, it is seen without a message.
-                        if begin.waits {
-                            handle.outbox.push(Message::Forward(number));
-                        }
-                    });
-                    lun.recorder().begin(&command.extents, u64::from(command.write_bytes), begun);
-                    awaited
+        let handle = Arc::clone(&self.handle);
+        match command.parts.take(move || handle.outbox.push(Message::Forward(number))) {
+            Taking::Done => {}
+            Taking::Waits => return,
+            Taking::Refused(error) => {
+                let sense = scsi::sense_of_write(&error);
+                if let Some(mut command) = self.take_forwarded(number) {
+                    command.parts.let_go();
+                    self.refuse_of(&command.view.unit, &command.asked, Refusal::Check(sense), 0);
                 }
-            };
-            let answer = {
-                let mut begin = awaited.lock();
-                begin.waits = true;
-                begin.answer.take()
-            };
-            match answer {
-                None => return,
-                Some(Ok(taken)) => command.taken = Some(taken),
-                Some(Err(error)) => {
-                    let sense = scsi::sense_of_write(&error);
-                    if let Some(command) = self.take_forwarded(number) {
-                        self.refuse_of(&command.view.unit, &command.asked, Refusal::Check(sense), 0);
-                    }
-                    return;
-                }
+                return;
             }
         }
         let Some(link) = self.forwarding.links.get(command.link) else {
@@ -421,12 +389,9 @@ impl Session {
         let Some(lun) = fabric(&unit) else {
             return;
         };
-        let taken = command.taken.take();
         match done.outcome {
             Outcome::NotSent(_) => {
-                if let Some(taken) = taken {
-                    lun.recorder().unchanged(taken);
-                }
+                command.parts.let_go();
                 if !command.aborted && may_wait {
                     self.answers.ending(&command.asked.ending(status::BUSY, 0));
                 } else if !command.aborted {
@@ -435,19 +400,13 @@ impl Session {
             }
             Outcome::Lost(_) => {
                 // Also one that was aborted: the array has not said so.
-                if let (Some(taken), Some(link)) = (taken, self.forwarding.links.get(at)) {
-                    let recorder = Arc::clone(lun.recorder());
-                    recorder.doubt(&taken);
-                    link.put_in_limbo(lun.in_limbo(), Box::new(move || recorder.unknown(taken)));
-                }
+                command.parts.doubt(self.forwarding.links.get(at).map(|link| &*link));
                 if !command.aborted {
                     self.refuse_of(&unit, &command.asked, Refusal::Check(lost()), 0);
                 }
             }
             Outcome::Ended(_) => {
-                if let Some(taken) = taken {
-                    lun.recorder().unknown(taken);
-                }
+                command.parts.unknown();
                 if !command.aborted {
                     self.refuse_of(&unit, &command.asked, Refusal::Check(lost()), 0);
                 }
@@ -456,49 +415,45 @@ impl Session {
                 let Done { data_in, data_out, .. } = done;
                 let mut ending = command.asked.ending(status, 0);
                 ending.residual = residual;
-                self.status_of(&command, lun, taken, ending, sense, data_in, &data_out);
+                self.status_of(&mut command, lun, ending, sense, data_in, &data_out);
                 self.transfers.recycle(data_out);
             }
         }
     }
 
-    #[allow(clippy::too_many_arguments)] // The parts of one status.
     fn status_of(
         &mut self,
-        command: &Forwarded,
+        command: &mut Forwarded,
         lun: &FabricLun,
-        taken: Option<Taken>,
         mut ending: Ending,
         sense: Vec<u8>,
         mut data_in: Vec<u8>,
         data_out: &[u8],
     ) {
-        let view = &command.view;
+        let view = command.view.clone();
         let good = ending.status == status::GOOD;
         let mut to_flush = false;
-        match &command.plan {
-            Plan::Change(change) => {
-                if let Some(taken) = taken {
-                    if let Err(sense) = self.record(command, change, lun, taken, (&ending, &sense), data_out)
-                    {
-                        if !command.aborted {
-                            let refusal = Refusal::Check(sense);
-                            self.refuse_of(
-                                &view.unit,
-                                &command.asked,
-                                refusal,
-                                u64::from(command.write_bytes),
-                            );
-                        }
-                        return;
+        match command.plan {
+            Plan::Change(_) | Plan::Copy(_) => {
+                let recorded = match command.plan {
+                    Plan::Change(change) => {
+                        to_flush = good && record::is_durable(&change);
+                        self.record(command, &change, lun, (&ending, &sense), data_out)
                     }
+                    _ => self.record_copy(command, &mut ending, &sense),
+                };
+                if let Err(sense) = recorded {
+                    if !command.aborted {
+                        let moved = u64::from(command.write_bytes);
+                        self.refuse_of(&view.unit, &command.asked, Refusal::Check(sense), moved);
+                    }
+                    return;
                 }
-                to_flush = good && record::is_durable(change);
             }
             Plan::Flush { .. } => to_flush = good,
             Plan::Edit(what) if good => {
                 let before = data_in.len();
-                edit::edit(*what, view.nexus.offloads(), lun.new_identity(), &mut data_in);
+                edit::edit(what, view.nexus.offloads(), lun.new_identity(), &mut data_in);
                 if data_in.len() != before {
                     data_in.truncate(command.asked.expected_bytes as usize);
                     ending.residual = Residual::of(command.asked.expected_bytes, data_in.len() as u64);
@@ -514,12 +469,10 @@ impl Session {
             return;
         }
         if to_flush && !matches!(command.plan, Plan::Flush { immediate: true }) {
-            let view = view.clone();
             self.start_flush(&view, vec![ending]);
         } else {
             self.answers.pass_on(&ending, &sense, &data_in);
             if to_flush {
-                let view = view.clone();
                 self.start_flush(&view, Vec::new());
             }
         }
@@ -531,10 +484,9 @@ impl Session {
     /// Records what became of a change. An error is what the host is to be told instead of the array's status.
     fn record(
         &mut self,
-        command: &Forwarded,
+        command: &mut Forwarded,
         change: &Command,
         lun: &FabricLun,
-        taken: Taken,
         (ending, sense): (&Ending, &[u8]),
         data_out: &[u8],
     ) -> Result<(), Sense> {
@@ -542,17 +494,20 @@ impl Session {
         let recorder = lun.recorder();
         if ending.status != status::GOOD {
             if plan::changed_nothing(change, ending.status, sense) {
-                recorder.unchanged(taken);
+                command.parts.let_go();
             } else {
-                recorder.unknown(taken);
+                command.parts.unknown();
             }
             return Ok(());
         }
+        let blocks = command.parts.changed_blocks();
+        let Some(taken) = command.parts.only() else {
+            return Ok(());
+        };
         let written = u64::from(command.write_bytes);
         self.handle.written_bytes.fetch_add(written, Ordering::Relaxed);
         view.unit.count_written(&view.nexus, written);
         if let Some(offload) = Offload::of(change) {
-            let blocks: u64 = command.extents.iter().map(|(_, count)| count).sum();
             let saved = (blocks * crate::lun::BLOCK_BYTES as u64).saturating_sub(written);
             view.nexus.served(offload, if offload == Offload::Ats { 0 } else { saved });
         }
@@ -569,6 +524,32 @@ impl Session {
                 Ok(())
             }
         }
+    }
+
+    /// As [`Session::record`], of an EXTENDED COPY.
+    fn record_copy(
+        &mut self,
+        command: &mut Forwarded,
+        ending: &mut Ending,
+        sense: &[u8],
+    ) -> Result<(), Sense> {
+        if ending.status != status::GOOD {
+            if copy::never_begun(ending.status, sense) {
+                command.parts.let_go();
+            } else {
+                command.parts.unknown();
+            }
+            return Ok(());
+        }
+        let took_all = ending.residual == Residual::None;
+        // The list is ours, and may be shorter than what the host announced.
+        ending.residual = Residual::of(command.asked.expected_bytes, u64::from(command.write_bytes));
+        if !took_all {
+            command.parts.unknown();
+            return Ok(());
+        }
+        command.view.nexus.served(Offload::Xcopy, command.saved_bytes);
+        command.parts.copied().map_err(|error| scsi::sense_of_write(&error))
     }
 
     /// Ends commands that another session's reset or CLEAR TASK SET has ended at the array.
@@ -623,8 +604,8 @@ impl Session {
             // Its end comes as any other.
             (Some(tag), Some(link)) => link.nexus.end_tasks(&[0; 8], Some(tag)),
             _ => {
-                if let Some(command) = self.take_forwarded(number) {
-                    let_go(command);
+                if let Some(mut command) = self.take_forwarded(number) {
+                    command.parts.let_go();
                 }
             }
         }
@@ -744,21 +725,13 @@ impl Session {
     pub(super) fn abandon_forwarded(&mut self) {
         let numbers: Vec<u64> = self.forwarding.commands.keys().copied().collect();
         for number in numbers {
-            let Some(command) = self.take_forwarded(number) else {
+            let Some(mut command) = self.take_forwarded(number) else {
                 continue;
             };
             if command.tag.is_none() {
-                let_go(command);
-                continue;
-            }
-            let (Some(taken), Some(lun)) = (command.taken, fabric(&command.view.unit)) else {
-                continue;
-            };
-            let recorder = Arc::clone(lun.recorder());
-            recorder.doubt(&taken);
-            match self.forwarding.links.get(command.link) {
-                Some(link) => link.put_in_limbo(lun.in_limbo(), Box::new(move || recorder.unknown(taken))),
-                None => recorder.unknown(taken),
+                command.parts.let_go();
+            } else {
+                command.parts.doubt(self.forwarding.links.get(command.link).map(|link| &*link));
             }
         }
         self.forwarding.links = Links::default();

@@ -60,20 +60,21 @@ pub(super) struct SessionReach<'a> {
     pub(super) views: &'a [View],
 }
 
-impl Reach for SessionReach<'_> {
-    fn by_naa(&self, naa: &[u8; 16]) -> Option<Reached> {
-        if let Some(view) = self.views.iter().find(|view| view.unit.naa() == naa) {
+impl SessionReach<'_> {
+    /// The unit that `which` picks, if the initiator is shown it.
+    pub(super) fn find(&self, which: impl Fn(&LogicalUnit) -> bool) -> Option<Reached> {
+        if let Some(view) = self.views.iter().find(|view| which(&view.unit)) {
             return Some(Reached { unit: Arc::clone(&view.unit), nexus: Arc::clone(&view.nexus) });
         }
         let masking = self.shared.masking();
         let mut found: Option<Reached> = None;
         for target in self.shared.catalogue.targets() {
             let (_, units) = target.units();
-            if !units.iter().any(|(_, unit)| unit.naa() == naa) {
+            if !units.iter().any(|(_, unit)| which(unit)) {
                 continue;
             }
             let view = masking.view(&target.name, units, &self.port.name);
-            for (seen, unit) in view.into_values().filter(|(_, unit)| unit.naa() == naa) {
+            for (seen, unit) in view.into_values().filter(|(_, unit)| which(unit)) {
                 // One LUN may be presented by several targets: where it may be written counts.
                 if found.as_ref().is_none_or(|found| found.nexus.read_only() && !seen.read_only) {
                     let nexus = unit.visit(self.port.clone(), &self.shared.policy());
@@ -84,6 +85,12 @@ impl Reach for SessionReach<'_> {
             }
         }
         found
+    }
+}
+
+impl Reach for SessionReach<'_> {
+    fn by_naa(&self, naa: &[u8; 16]) -> Option<Reached> {
+        self.find(|unit| unit.naa() == naa)
     }
 
     fn tokens(&self) -> Option<Arc<Tokens>> {

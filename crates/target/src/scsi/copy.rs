@@ -25,7 +25,7 @@ use playhead_wire::scsi::rod_token::TokenLimits;
 const CONCURRENT_MAX: u8 = 64;
 
 /// What EXTENDED COPY may ask for. A list of the most segments clones 4 TiB.
-pub(super) const COPY_LIMITS: CopyLimits = CopyLimits {
+pub(crate) const COPY_LIMITS: CopyLimits = CopyLimits {
     cscds: 128,
     segments: 1024,
     descriptor_bytes: 128 * 32 + 1024 * 32,
@@ -37,7 +37,7 @@ pub(super) const COPY_LIMITS: CopyLimits = CopyLimits {
 /// What tokens may stand for, and how long. A token holds the past of its LUN, so an unused one goes after minutes. Within a group a
 /// write of the most is as quick as one of a block; but to another group it is data, and a host waits for the command: the best is what
 /// is over in time either way.
-pub(super) const TOKEN_LIMITS: TokenLimits = TokenLimits {
+pub(crate) const TOKEN_LIMITS: TokenLimits = TokenLimits {
     ranges: 256,
     inactivity_max_s: 3600,
     inactivity_s: 60,
@@ -47,4 +47,4 @@ pub(super) const TOKEN_LIMITS: TokenLimits = TokenLimits {
 };
 
 /// Longest parameter list of a command about copies, in bytes: a header, and descriptors for all that may be named.
-pub(super) const LIST_BYTES_MAX: u32 = 64 << 10;
+pub(crate) const LIST_BYTES_MAX: u32 = 64 << 10;

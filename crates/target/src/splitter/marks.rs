@@ -141,6 +141,12 @@ impl Marks {
         &self.differs
     }
 
+    /// Whether a region that `ranges` touch differs, or is `looked_at` because it did.
+    pub(super) fn differs_in(&self, ranges: &[Range<u64>], looked_at: Option<u32>) -> bool {
+        let differs = |region: &u32| self.differs.contains(*region) || looked_at == Some(*region);
+        self.regions(ranges).iter().any(differs)
+    }
+
     /// Bytes of the regions that differ.
     pub(super) fn differing_bytes(&self) -> u64 {
         u64::from(self.differs.count()) * self.region_bytes()

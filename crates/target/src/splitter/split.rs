@@ -16,6 +16,7 @@
 //! Locks: `span` -> the journal's; `syncing` -> `inside`; `state` -> the group's `log`, for a look at the room. Callbacks are called with nothing held.
 
 use std::{
+    ops::Range,
     path::PathBuf,
     sync::Arc,
     thread::JoinHandle,
@@ -180,6 +181,11 @@ impl Inside {
     /// Whether anything differs.
     pub(super) fn differs(&self) -> bool {
         self.looked_at.is_some() || self.marks.differs().count() > 0
+    }
+
+    /// Whether any of `ranges` may.
+    pub(super) fn differs_in(&self, ranges: &[Range<u64>]) -> bool {
+        self.marks.differs_in(ranges, self.looked_at)
     }
 
     pub(super) fn lag_bytes(&self) -> u64 {
@@ -408,16 +414,25 @@ impl Split {
     }
 
     /// As [`Split::capture`], for a copy that production has executed by itself: `pieces` of `source`, which were taken as sources, became
-    /// what was taken here. Sources that differ are resynchronised here too.
+    /// what was taken here. What comes of blocks that differ there is resynchronised here too.
     pub fn capture_copy(
         &self,
         taken: Taken,
         source: &Split,
         pieces: &[CopyPiece],
     ) -> Result<Captured, LunError> {
+        let covered = self.shared.inside.lock().takes.wanted(taken.number).is_some_and(|wanted| {
+            pieces.iter().all(|p| wanted.covers(&Change::Zero { lba: p.lba, count: p.count }))
+        });
+        if !covered {
+            drop(taken);
+            return Err(self.shared.defect("a copy outside of what was taken for it"));
+        }
+        let sources: Vec<_> =
+            pieces.iter().map(|p| p.source_lba..p.source_lba.saturating_add(p.count)).collect();
         let in_step = {
             let inside = source.shared.inside.lock();
-            !inside.differs() && inside.refused.is_none()
+            !inside.differs_in(&sources) && inside.refused.is_none()
         };
         if !in_step {
             self.unknown(taken);

@@ -56,23 +56,38 @@ fn the_identity_is_the_arrays_or_a_new_one() {
 fn reports_are_filtered_by_policy() {
     let house = House::new();
     let mut host = house.host();
-    // Copies are never offered: 3PC, page 8F, codes 83 and 84.
-    let inquiry = host.command(&[0x12, 0, 0, 0, 96, 0], 96, &[]).data;
-    assert_eq!(inquiry[5] & 0x08, 0);
-    assert!(!vpd(&mut host, 0x00).contains(&0x8f));
-    assert_eq!(host.command(&[0x12, 1, 0x8f, 2, 0, 0], 512, &[]).sense, Some(0x2400));
+    // 3PC, and the page of copies.
+    let inquiry = |host: &mut Peer| host.command(&[0x12, 0, 0, 0, 96, 0], 96, &[]).data;
+    assert_eq!(inquiry(&mut host)[5] & 0x08, 0x08);
+    assert!(vpd(&mut host, 0x00).contains(&0x8f));
+    let page = vpd(&mut host, 0x8f);
+    assert_eq!(page.len(), 4 + usize::from(u16::from_be_bytes([page[2], page[3]])));
     let codes = |host: &mut Peer| {
         let all = host.command(&[0xa3, 0x0c, 0, 0, 0, 0, 0, 0, 0x20, 0, 0, 0], 8192, &[]).data;
         assert_eq!(all.len(), 4 + u32::from_be_bytes([all[0], all[1], all[2], all[3]]) as usize);
+        let action = |code: &[u8]| if code[5] & 1 == 1 { code[3] } else { 0 };
+        let told = |code: u8, action: u8| code == 0x84 && action == 8;
+        assert!(!all[4..].chunks(8).any(|code| told(code[0], action(code))), "others' tokens");
         all[4..].chunks(8).map(|code| code[0]).collect::<Vec<u8>>()
     };
     let before = codes(&mut host);
-    assert!(before.contains(&0x89) && before.contains(&0x42) && !before.contains(&0x83));
+    assert!(before.contains(&0x89) && before.contains(&0x42) && before.contains(&0x83));
     let reject = |offload| Rule { lun: None, initiator: None, offload, support: false };
-    house.splitter.set_policy(Policy::new([Offload::Ats, Offload::Unmap, Offload::WriteSame].map(reject)));
+    house.splitter.set_policy(Policy::new(Offload::ALL.map(reject)));
+    assert_eq!(inquiry(&mut host)[5] & 0x08, 0);
+    assert!(!vpd(&mut host, 0x00).contains(&0x8f));
+    assert_eq!(host.command(&[0x12, 1, 0x8f, 2, 0, 0], 512, &[]).sense, Some(0x2400));
+    for (code, action) in [(0x83, 0), (0x83, 0x11), (0x83, 0x1c), (0x84, 3), (0x84, 5), (0x84, 7)] {
+        let cdb = [code, action, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0];
+        assert_eq!(host.command(&cdb, 0, &[]).sense, Some(0x2000), "{code:#x} {action:#x}");
+    }
     let after = codes(&mut host);
     assert!(
-        !after.contains(&0x89) && !after.contains(&0x42) && !after.contains(&0x93) && after.contains(&0x2a)
+        !after.contains(&0x89)
+            && !after.contains(&0x83)
+            && !after.contains(&0x42)
+            && !after.contains(&0x93)
+            && after.contains(&0x2a)
     );
     let limits = vpd(&mut host, 0xb0);
     assert_eq!((limits[5], &limits[20..28], &limits[36..44]), (0, &[0; 8][..], &[0; 8][..]));

@@ -4,6 +4,7 @@
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
 
 mod array_down;
+mod copies;
 mod forwarding;
 mod recorder;
 mod splitting;

@@ -4,7 +4,8 @@ use parking_lot::Mutex;
 use playhead_journal::Volume;
 use playhead_target::fabric::record::Range;
 use playhead_target::fabric::{Begun, Production, Recorder, Taken};
-use playhead_target::lun::{Change, FlushDone, LunError};
+use playhead_target::lun::{Change, CopyPiece, FlushDone, LunError};
+use playhead_target::splitter::Wanted;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
 #[derive(Default)]
@@ -89,19 +90,26 @@ impl Journalled {
 }
 
 impl Recorder for Journalled {
-    fn begin(&self, ranges: &[Range], _: u64, begun: Begun) {
+    fn begin(&self, wanted: Wanted, begun: Begun) {
+        assert!(wanted.sources.is_empty(), "copies are for the real one");
+        let ranges: Vec<Range> = wanted.changes.iter().map(|r| (r.start, r.end - r.start)).collect();
         if self.full.load(Ordering::SeqCst) {
             return begun(Err(LunError::NoSpace {
                 name: "g/v".to_owned(),
                 detail: "full on purpose".to_owned(),
             }));
         }
-        self.take(ranges, begun);
+        self.take(&ranges, begun);
     }
 
     fn capture(&self, taken: Taken, changes: &[Change<'_>]) -> Result<(), LunError> {
         self.volume.submit(changes).unwrap();
         self.give_back(taken);
+        Ok(())
+    }
+
+    fn capture_copy(&self, taken: Taken, _: &dyn Recorder, _: &[CopyPiece]) -> Result<(), LunError> {
+        self.unknown(taken);
         Ok(())
     }
 

@@ -4,7 +4,9 @@ use super::peer::{pattern, Peer};
 use super::ramdisk::RamDisk;
 use playhead_target::iscsi::{Limits, Masking, Server};
 use playhead_target::scsi::{Offload, Policy, Rule};
-use playhead_wire::scsi::extended_copy::{self, CopyList, Cscd, ListUse, Segment, SegmentLength, THIS_UNIT};
+use playhead_wire::scsi::extended_copy::{
+    self, CopyList, Cscd, Designator, ListUse, Segment, SegmentLength, THIS_UNIT,
+};
 use std::net::SocketAddr;
 use std::sync::atomic::Ordering;
 use std::sync::Arc;
@@ -98,7 +100,7 @@ pub(crate) fn at_lun<T>(peer: &mut Peer, number: u16, f: impl FnOnce(&mut Peer) 
 }
 
 pub(crate) fn cscd(naa: [u8; 16]) -> Cscd {
-    Cscd { naa: Some(naa), device_type: 0, block_bytes: 512 }
+    Cscd { name: Some(Designator::naa(&naa)), device_type: 0, block_bytes: 512 }
 }
 
 fn segment(source: u16, destination: u16, source_lba: u64, lba: u64, count: u16) -> Segment {
@@ -223,7 +225,7 @@ fn each_fault_of_a_list_has_its_own_sense_and_nothing_is_copied() {
     let faults: Vec<(Vec<u8>, u16)> = vec![
         (of(&|l| l.segments[0].destination = 1), 0x0804),
         (of(&|l| l.segments[0].source = 0xc000), 0x0804),
-        (of(&|l| l.cscds[0].naa = Some([0x60; 16])), 0x0804),
+        (of(&|l| l.cscds[0].name = Some(Designator::naa(&[0x60; 16]))), 0x0804),
         (of(&|l| l.segments[0].lba = 131_065), 0x0d02),
         (of(&|l| l.segments[0].source_lba = u64::MAX), 0x0d02),
         // The second is wrong: nor is the first done.

@@ -38,6 +38,8 @@ pub(crate) struct RamDisk {
     pub(crate) flush_fails: AtomicBool,
     /// While set, changes wait before they are made.
     pub(crate) submit_gate: AtomicBool,
+    /// Changes that are made yet; all behind them fail.
+    pub(crate) submits_left: AtomicU64,
     /// Those that wait.
     pub(crate) submits_waiting: AtomicU64,
     /// Fail everything with an I/O error.
@@ -73,6 +75,7 @@ impl RamDisk {
             flush_gate: Arc::default(),
             flush_fails: AtomicBool::new(false),
             submit_gate: AtomicBool::new(false),
+            submits_left: AtomicU64::new(u64::MAX),
             submits_waiting: AtomicU64::new(0),
             broken: AtomicBool::new(false),
             flushes: AtomicU64::new(0),
@@ -231,6 +234,11 @@ impl Lun for RamDisk {
                 std::thread::sleep(std::time::Duration::from_millis(1));
             }
             self.submits_waiting.fetch_sub(1, Ordering::SeqCst);
+        }
+        let less = |left: u64| Some(if left == u64::MAX { left } else { left.saturating_sub(1) });
+        if self.submits_left.fetch_update(Ordering::SeqCst, Ordering::SeqCst, less) == Ok(0) {
+            let detail = "broken half way on purpose".to_owned();
+            return Err(LunError::Io { name: self.identity.name.clone(), detail });
         }
         for change in changes {
             let (lba, count) = match *change {

@@ -47,11 +47,69 @@ pub enum ListUse {
     None,
 }
 
+/// Bytes of the longest designator that an identification descriptor holds.
+pub const DESIGNATOR_BYTES_MAX: usize = 20;
+
+/// A name of a logical unit, as VPD page 83h and identification descriptors have it (SPC-4 7.8.6).
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub struct Designator {
+    code_set: u8,
+    kind: u8,
+    len: u8,
+    /// Zeros behind the name.
+    bytes: [u8; DESIGNATOR_BYTES_MAX],
+}
+
+impl Designator {
+    /// The name `bytes` of this code set and designator type. `None`: it is empty, or longer than a descriptor holds.
+    pub fn new(code_set: u8, kind: u8, bytes: &[u8]) -> Option<Designator> {
+        let mut padded = [0; DESIGNATOR_BYTES_MAX];
+        padded.get_mut(..bytes.len()).filter(|room| !room.is_empty())?.copy_from_slice(bytes);
+        let len = bytes.len() as u8;
+        Some(Designator { code_set: code_set & 0x0f, kind: kind & 0x0f, len, bytes: padded })
+    }
+
+    /// A binary NAA designator of 16 bytes.
+    pub fn naa(naa: &[u8; 16]) -> Designator {
+        let mut bytes = [0; DESIGNATOR_BYTES_MAX];
+        bytes[..16].copy_from_slice(naa);
+        Designator { code_set: 1, kind: 3, len: 16, bytes }
+    }
+
+    /// The 16 bytes of an NAA designator that has as many.
+    pub fn as_naa(&self) -> Option<[u8; 16]> {
+        let is_naa = (self.code_set, self.kind, self.len) == (1, 3, 16);
+        self.bytes.first_chunk().copied().filter(|_| is_naa)
+    }
+
+    /// Designator type.
+    pub fn kind(&self) -> u8 {
+        self.kind
+    }
+
+    /// The names of the logical unit in a VPD page 83h that fit a descriptor, in its order.
+    pub fn of_page(page: &[u8]) -> Vec<Designator> {
+        let mut found = Vec::new();
+        let mut rest = page.get(4..).unwrap_or_default();
+        while let [code_set, kind, _, len, tail @ ..] = rest {
+            let Some((name, after)) = tail.split_at_checked(usize::from(*len)) else {
+                break;
+            };
+            // Association 0: the logical unit.
+            if kind >> 4 & 3 == 0 {
+                found.extend(Designator::new(*code_set, *kind, name));
+            }
+            rest = after;
+        }
+        found
+    }
+}
+
 /// A copy source or copy destination.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Cscd {
-    /// The NAA designator, if it is named by one of 16 bytes; nothing else names a unit here.
-    pub naa: Option<[u8; 16]>,
+    /// What names it, if it is a name of a logical unit.
+    pub name: Option<Designator>,
     /// Peripheral device type.
     pub device_type: u8,
     /// Bytes of a logical block.
@@ -204,12 +262,10 @@ pub fn parse(list: &[u8], long_id: bool, limits: &CopyLimits) -> Result<Option<C
 
 /// An identification descriptor (SPC-4 6.4.5.6); LU ID TYPE and NUL mean nothing in one.
 fn parse_cscd(descriptor: &[u8]) -> Cscd {
-    let mut naa = [0; 16];
-    naa.copy_from_slice(&descriptor[8..24]);
-    // Binary, of the logical unit, NAA, 16 bytes.
-    let by_naa = descriptor[4] & 0x0f == 1 && descriptor[5] & 0x3f == 3 && descriptor[7] == 16;
+    let of_unit = descriptor[5] >> 4 & 3 == 0;
+    let bytes = descriptor[8..28].get(..usize::from(descriptor[7])).unwrap_or_default();
     Cscd {
-        naa: by_naa.then_some(naa),
+        name: Designator::new(descriptor[4], descriptor[5], bytes).filter(|_| of_unit),
         device_type: descriptor[1] & 0x1f,
         block_bytes: be32(descriptor, 28) & 0xff_ffff,
     }
@@ -259,11 +315,10 @@ fn parse_segments(list: &[u8], list_at: usize, limit: usize) -> Result<Vec<Segme
     Ok(segments)
 }
 
-/// Appends an identification descriptor of the unit `naa`, a disk with blocks of `block_bytes`.
-pub fn emit_cscd(naa: &[u8; 16], block_bytes: u32, out: &mut Vec<u8>) {
-    out.extend_from_slice(&[IDENTIFICATION, 0, 0, 0, 1, 3, 0, 16]);
-    out.extend_from_slice(naa);
-    out.extend_from_slice(&[0; 4]);
+/// Appends an identification descriptor of the unit `name`, a disk with blocks of `block_bytes`.
+pub fn emit_cscd(name: &Designator, block_bytes: u32, out: &mut Vec<u8>) {
+    out.extend_from_slice(&[IDENTIFICATION, 0, 0, 0, name.code_set, name.kind, 0, name.len]);
+    out.extend_from_slice(&name.bytes);
     out.extend_from_slice(&(block_bytes & 0xff_ffff).to_be_bytes());
 }
 
@@ -288,7 +343,7 @@ pub fn emit_segment(segment: &Segment, out: &mut Vec<u8>) {
     }
 }
 
-/// Appends a whole list, whose CSCD descriptors are disks named by NAA; `long_id` makes it LID4's.
+/// Appends a whole list, whose CSCD descriptors are disks; `long_id` makes it LID4's.
 pub fn emit(list: &CopyList, long_id: bool, out: &mut Vec<u8>) {
     let start = out.len();
     let list_use = match list.list_use {
@@ -299,7 +354,8 @@ pub fn emit(list: &CopyList, long_id: bool, out: &mut Vec<u8>) {
     out.resize(start + if long_id { HEADER_4_BYTES } else { HEADER_1_BYTES }, 0);
     let cscds_at = out.len();
     for cscd in &list.cscds {
-        emit_cscd(&cscd.naa.unwrap_or_default(), cscd.block_bytes, out);
+        let name = cscd.name.unwrap_or(Designator { code_set: 1, kind: 3, len: 0, bytes: [0; 20] });
+        emit_cscd(&name, cscd.block_bytes, out);
     }
     let segments_at = out.len();
     for segment in &list.segments {
@@ -372,7 +428,11 @@ mod tests {
             long in any::<bool>(),
             immediate in any::<bool>(),
         ) {
-            let cscd = |naa| Cscd { naa: Some(naa), device_type: 0, block_bytes: 512 };
+            let cscd = |naa: [u8; 16]| Cscd {
+                name: Some(Designator::naa(&naa)),
+                device_type: 0,
+                block_bytes: 512,
+            };
             let list = CopyList {
                 list_id: if long { list_id } else { list_id & 0xff },
                 list_use: ListUse::Held,
@@ -393,7 +453,7 @@ mod tests {
     fn list(cscds: usize, segments: usize) -> Vec<u8> {
         let segment =
             Segment { source: 0, destination: 0, length: SegmentLength::Blocks(1), source_lba: 0, lba: 8 };
-        let cscd = Cscd { naa: Some([6; 16]), device_type: 0, block_bytes: 512 };
+        let cscd = Cscd { name: Some(Designator::naa(&[6; 16])), device_type: 0, block_bytes: 512 };
         let list = CopyList {
             list_id: 1,
             list_use: ListUse::Held,
@@ -436,13 +496,31 @@ mod tests {
     }
 
     #[test]
-    fn a_designator_that_is_no_naa_of_16_bytes_names_nothing() {
-        for (byte, value) in [(20, 2), (21, 1), (21, 0x13), (23, 8)] {
+    fn a_designator_is_taken_as_it_stands_and_names_nothing_if_it_is_none() {
+        let of = |byte: usize, value: u8| {
             let mut bytes = list(1, 1);
             bytes[byte] = value;
-            let read = parse(&bytes, false, &LIMITS).unwrap().unwrap();
-            assert_eq!(read.cscds[0].naa, None, "byte {byte}");
+            parse(&bytes, false, &LIMITS).unwrap().unwrap().cscds[0].name
+        };
+        assert_eq!(of(20, 1), Some(Designator::naa(&[6; 16])));
+        // Another code set, another type, and an NAA name of 8 bytes: other names.
+        for (byte, value) in [(20, 2), (21, 1), (23, 8)] {
+            assert_eq!(of(byte, value).unwrap().as_naa(), None, "byte {byte}");
         }
+        assert_eq!(of(23, 8), Designator::new(1, 3, &[6; 8]));
+        // Of a port, of no length, of more than there is room for.
+        for (byte, value) in [(21, 0x13), (23, 0), (23, 21)] {
+            assert_eq!(of(byte, value), None, "byte {byte}");
+        }
+    }
+
+    #[test]
+    fn the_names_of_a_page_end_where_a_length_lies() {
+        let page =
+            [&[0, 0x83, 0, 0, 1, 3, 0, 2, 9, 8, 1, 0x14, 0, 1, 7, 2, 1, 0, 3][..], b"abc", &[1, 3, 0, 9]];
+        let names = Designator::of_page(&page.concat());
+        assert_eq!(names, [Designator::new(1, 3, &[9, 8]).unwrap(), Designator::new(2, 1, b"abc").unwrap()]);
+        assert!(Designator::of_page(&[]).is_empty());
     }
 
     #[test]

@@ -1,6 +1,6 @@
 //! Tokens for data (ROD tokens, SPC-4 5.17.6) and the commands that make and use them (SBC-4 5.12, 5.59).
 
-use super::extended_copy::emit_cscd;
+use super::extended_copy::{emit_cscd, Designator};
 use super::sense::Sense;
 use super::{be16, be32, be64};
 
@@ -64,7 +64,7 @@ pub fn emit(parts: &TokenParts<'_>) -> [u8; TOKEN_BYTES] {
     token.extend_from_slice(&[0, 0]);
     token.extend_from_slice(&TOKEN_LENGTH.to_be_bytes());
     token.extend_from_slice(&parts.id.to_be_bytes());
-    emit_cscd(&parts.naa, parts.block_bytes, &mut token);
+    emit_cscd(&Designator::naa(&parts.naa), parts.block_bytes, &mut token);
     token.extend_from_slice(&parts.bytes.to_be_bytes());
     token.resize(MANAGEMENT_BYTES, 0);
     // Device type specific data: the size of a block.

@@ -131,7 +131,7 @@ impl<'a> Lists<'a> {
         if let Some(part) = self.found[at] {
             return Ok(part);
         }
-        let naa = cscd.naa.ok_or(unreachable)?;
+        let naa = cscd.name.and_then(|name| name.as_naa()).ok_or(unreachable)?;
         let reached = if naa == *self.own.unit.naa() {
             self.own.clone()
         } else {
