@@ -137,7 +137,9 @@ impl Production {
         // Without a page the LUN has no name, and is nobody's but its own in a copy.
         match discovery::ask(array, self.number, &[0x12, 1, 0x83, 4, 0, 0], 1024, LIMIT) {
             Ok(page) => {
+                // T10, EUI-64 and NAA are nobody else's (SPC-4 7.8.6); a vendor's own form may be another LUN's too.
                 let mut names = Designator::of_page(&page.unwrap_or_default());
+                names.retain(|name| matches!(name.kind(), 1..=3));
                 names.sort_by_key(|name| (name.as_naa().is_none(), name.kind() != 3, name.kind() != 2));
                 *self.names.lock() = (session, names.into());
             }
