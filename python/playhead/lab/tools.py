@@ -114,7 +114,8 @@ def _nbd(what: str) -> Callable[[Arrangement, int], list[str]]:
 
 def _nbd_copy(arrangement: Arrangement, _region_bytes: int) -> list[str]:
     source, target = arrangement.nbd_url(SOURCE), arrangement.nbd_url(TARGET)
-    return ["nbdcopy", source, target] if source and target else []
+    # With several requests at once nbdcopy 1.14 may wait for ever for a server without WRITE_ZEROES, nbdkit's `nozero` too.
+    return ["nbdcopy", "--connections=1", "--requests=1", source, target] if source and target else []
 
 
 def _nbd_script(what: str, otherwise: str) -> Callable[[Arrangement, int], list[str]]:
@@ -162,8 +163,8 @@ USES = (
         _nbd_copy,
         lambda content: content,
         counted=False,
-        # All of the source is copied, and around its region it is zeros.
-        cheap_below=lambda region_bytes: region_bytes + GUARD_BLOCKS * BLOCK_BYTES,
+        # All of the source is copied, and 4 MiB around its region are zeros.
+        cheap_below=lambda region_bytes: region_bytes + 2 * GUARD_BLOCKS * BLOCK_BYTES,
     ),
     Use("nbdsh zero", Primitive.WRITE_SAME, _nbd_script("zero", ZERO_BY_WRITES), _zeros, counted=False),
     Use("nbdsh trim", Primitive.UNMAP, _nbd_script("trim", "pass"), lambda _: None, counted=False),
@@ -201,6 +202,7 @@ def run(arrangement: Arrangement, region_bytes: int, done: Callable[[Tooled], No
 def _use(hosts: Hosts, use: Use, command: list[str], treatment: Treatment) -> Tooled:
     arrangement, places = hosts.arrangement, hosts.places
     arrangement.treat(use.primitive, treatment)
+    hosts.awake()
     write(hosts.looker, 0, use.fill * (places.all_blocks * BLOCK_BYTES))
     if hosts.compare()[0]:
         raise PlayheadError("internal", f"{use.tool}: the replica was not production before it began")
