@@ -15,7 +15,7 @@ from playhead._native import NativeError
 from playhead.access import Access
 from playhead.array import Arrays, FabricVolume, Identity
 from playhead.catalogue import Catalogue, GroupRow
-from playhead.copy import CopyWatch
+from playhead.copy import copy_watch
 from playhead.errors import PlayheadError, conflict, not_found
 from playhead.export import Exports
 from playhead.group import Group, remove_directory
@@ -23,7 +23,7 @@ from playhead.job import Jobs
 from playhead.node import Settings
 from playhead.point import show_time
 from playhead.resources import Copy, Disk, Policy, Service, Session, Status, Target, Volume
-from playhead.space import SpaceWatch
+from playhead.space import space_watch
 from playhead.store import Store
 
 _log = log.get("appliance")
@@ -38,8 +38,7 @@ class Appliance:
         self.api_address = settings.api.text
         self._lock = threading.Lock()
         self._groups: dict[str, Group] = {}
-        self._space = SpaceWatch(self.groups)
-        self._copies = CopyWatch(self.groups)
+        self._watches = (space_watch(self.groups), copy_watch(self.groups))
         self._started_ns = time.time_ns()
         self.store = Store(settings.store)
         try:
@@ -66,8 +65,8 @@ class Appliance:
         for group in self._groups.values():
             group.export()
         self.exports.open()
-        self._space.start()
-        self._copies.start()
+        for watch in self._watches:
+            watch.start()
         _log.info("serving", store=str(self.store.path), groups=len(self._groups))
 
     def _settle_row(self, row: GroupRow) -> Group | None:
@@ -94,8 +93,8 @@ class Appliance:
     def stop(self) -> None:
         """Ends everything in order, within about the setting's deadline: sessions, jobs, groups, catalogue, store."""
         patience = self.settings.stop_deadline_s
-        self._space.stop()
-        self._copies.stop()
+        for watch in self._watches:
+            watch.stop()
         self.jobs.stop(patience / 4)
         self.exports.stop(patience / 2)
         for group in self.groups():

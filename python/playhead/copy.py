@@ -20,6 +20,8 @@ from playhead.errors import PlayheadError, conflict, invalid, not_found
 from playhead.point import show_time
 from playhead.resources import Copy, Point, Window
 from playhead.sizes import show_size
+from playhead.space import free_and_alert
+from playhead.watch import Watch
 
 if TYPE_CHECKING:
     from playhead._native import ImageDict
@@ -61,9 +63,10 @@ class Kept:
 class Copies:
     """The copies of one group. Reading waits for nothing; what changes them takes the group's lock."""
 
-    def __init__(self, group: Group, catalogue: Catalogue) -> None:
+    def __init__(self, group: Group, catalogue: Catalogue, space_low_bytes: int) -> None:
         self._group = group
         self._catalogue = catalogue
+        self._space_low_bytes = space_low_bytes
         self._lock = threading.RLock()
         self._kept: dict[str, Kept] = {}
         self._source: _native.Group | None = None
@@ -211,6 +214,8 @@ class Copies:
 
     def _resource(self, kept: Kept) -> Copy:
         row, standing = kept.row, kept.engine.standing()
+        free_bytes, space_alert = free_and_alert(Path(row.directory), self._space_low_bytes)
+        state_alert = _alert(row, standing["state"], standing["reason"], standing["lag_bytes"])
         window, images, journal_bytes = None, [], None
         group = kept.engine.group()
         if group is not None:
@@ -243,9 +248,19 @@ class Copies:
             limit_bytes=row.limit_bytes,
             images=images,
             journal_bytes=journal_bytes,
-            alert=_alert(row, standing["state"], standing["reason"], standing["lag_bytes"]),
+            free_bytes=free_bytes,
+            alert="; ".join(alert for alert in (state_alert, space_alert) if alert) or None,
             created=show_time(row.created_ns),
         )
+
+    def space_alerts(self) -> list[tuple[str, str]]:
+        """Copies whose disks are nearly full, and what is to be said of them: (path, alert)."""
+        found = []
+        for kept in list(self._kept.values()):
+            alert = free_and_alert(Path(kept.row.directory), self._space_low_bytes)[1]
+            if alert is not None:
+                found.append((f"{kept.row.group}/{kept.row.name}", alert))
+        return found
 
     # Images.
 
@@ -345,21 +360,23 @@ class Copies:
             ],
         }
 
-    def check_promotable(self, name: str, *, serving: bool, force: bool) -> Path:
-        """Refuses what cannot, or should not, become production; else where it is."""
+    def check_promotable(self, name: str, *, serving: bool, while_serving: bool, allow_inconsistent: bool) -> Path:
+        """Refuses what cannot, or should not, become production; else where it is. `serving`: production is in service, which
+        `while_serving` says is known; `allow_inconsistent`: also if its newest points lie where a volume was being resynchronised.
+        """
         found = self.show(name)
-        if serving and not force:
+        if serving and not while_serving:
             raise conflict(
                 f"production of group {found.group} is in service: promoting copy {found.path} takes its hosts to the copy, "
                 "and what the copy does not have is lost to them",
-                "stop the hosts, then promote with --force",
+                "stop the hosts, then promote with --while-serving",
             )
         out_of_step = self._get(name).engine.group() is not None and not found.consistent
-        if out_of_step and not force:
+        if out_of_step and not allow_inconsistent:
             raise conflict(
                 f"copy {found.path} ends where a volume was not in step with its production: {found.reason or found.state}",
-                "wait until it is consistent, or choose another copy; with --force it becomes production as it is, and the volume "
-                "is to be compared with its production",
+                "wait until it is consistent, or choose another copy; with --allow-inconsistent it becomes production as it is, and the "
+                "volume is to be compared with its production",
             )
         if not found.consistent and not out_of_step:
             raise conflict(
@@ -417,28 +434,14 @@ def _checked(place: Path, production: Path, path: str) -> Path:
     return place
 
 
-class CopyWatch:
-    """The thread that looks after what is exported of copies."""
+def copy_watch(groups: Callable[[], Iterable[Group]]) -> Watch:
+    """Looks after what is exported of the copies of all groups."""
 
-    def __init__(self, groups: Callable[[], Iterable[Group]]) -> None:
-        self._groups = groups
-        self._end = threading.Event()
-        self._thread = threading.Thread(target=self._run, name="copies", daemon=True)
+    def look() -> None:
+        for group in groups():
+            try:
+                group.copies.look()
+            except (NativeError, PlayheadError) as error:
+                _log.info("images of copies are not as they should be yet", group=group.row.name, reason=str(error))
 
-    def start(self) -> None:
-        self._thread.start()
-
-    def stop(self) -> None:
-        self._end.set()
-        if self._thread.ident is not None:
-            self._thread.join()
-
-    def _run(self) -> None:
-        while not self._end.wait(LOOK_EVERY_S):
-            for group in self._groups():
-                try:
-                    group.copies.look()
-                except (NativeError, PlayheadError) as error:
-                    _log.info("images of copies are not as they should be yet", group=group.row.name, reason=str(error))
-                except Exception:  # noqa: BLE001 - the watch outlives a defect, and says so
-                    _log.exception("defect while looking after copies")
+    return Watch("copies", LOOK_EVERY_S, look)

@@ -59,7 +59,7 @@ class Group:
         self._failure: PlayheadError | None = None
         self._exported = False
         self.volumes = Volumes(self, catalogue, exports, access, arrays)
-        self.copies = Copies(self, catalogue)
+        self.copies = Copies(self, catalogue, space_low_bytes)
 
     # Coming and going.
 
@@ -449,19 +449,24 @@ class Group:
 
     # Taking over.
 
-    def promote_copy(self, name: str, force: bool) -> GroupResource:
+    def promote_copy(self, name: str, *, while_serving: bool, allow_inconsistent: bool) -> GroupResource:
         """Makes a copy production. Hosts find the same targets, LUN numbers and identities on it. What production has and the copy has
         not is lost to the group; the old journal is left where it is, for whoever wants to look at it.
         """
         with self.lock:
-            directory = self.copies.check_promotable(name, serving=self._engine is not None, force=force)
+            directory = self.copies.check_promotable(
+                name,
+                serving=self._engine is not None,
+                while_serving=while_serving,
+                allow_inconsistent=allow_inconsistent,
+            )
             if self._engine is not None:
                 self._unexport_all()
                 self.copies.drain(name)
             self.close()
             old = self.directory
             try:
-                _native.promote_copy(str(directory), force)
+                _native.promote_copy(str(directory), allow_inconsistent)
                 self.copies.promoted(name)
                 self.row = replace(self.row, directory=str(directory))
                 self.directory = directory

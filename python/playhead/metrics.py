@@ -125,6 +125,8 @@ class ApplianceCollector(Collector):
             ("left_bytes", "Of a synchronisation: blocks that may still differ", lambda c: c.left_bytes),
             ("consistent", "1: it holds the group as of one point", lambda c: c.consistent),
             ("journal_bytes", "Journal on the copy's disk", lambda c: c.journal_bytes),
+            ("free_bytes", "Free on the copy's disk", lambda c: c.free_bytes),
+            ("alert", "1: there is something an administrator should know", lambda c: bool(c.alert)),
         )
         for name, text, value in gauges:
             gauge = GaugeMetricFamily(f"playhead_copy_{name}", text, labels=["group", "copy"])

@@ -236,7 +236,7 @@ class Copy(BaseModel):
     since: str = Field(description="When it came into this state")
     consistent: bool = Field(
         description="Whether it holds the group as of one point, at which every volume was in step with its production: only then it can be "
-        "promoted without force"
+        "promoted without `allow_inconsistent`"
     )
     received_lsn: int | None
     durable_lsn: int | None = Field(description="Everything before it survives power loss there")
@@ -250,6 +250,7 @@ class Copy(BaseModel):
     limit_bytes: int | None
     images: list[str]
     journal_bytes: int | None
+    free_bytes: int | None = Field(description="Free on the copy's disk; null while it cannot be asked")
     alert: str | None
     created: str
 

@@ -1,6 +1,6 @@
 """Space: looks after the disks under the journals, and tells administrators and hosts before writes fail.
 
-Nearly full is less than `space_low_bytes` free on the file system of a group's journal (by default a tenth of it), or a
+Nearly full is less than `space_low_bytes` free on the file system of a group's journal, or of a copy's (by default a tenth of it), or a
 journal over its limit, because something holds the trailing edge. When it comes up, the hosts of the group's volumes and images get the
 unit attention THIN PROVISIONING SOFT THRESHOLD REACHED (SBC-4 4.7.3.8), those that have not switched it off, once; again only after it was over.
 """
@@ -8,7 +8,6 @@ unit attention THIN PROVISIONING SOFT THRESHOLD REACHED (SBC-4 4.7.3.8), those t
 from __future__ import annotations
 
 import shutil
-import threading
 from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -17,6 +16,7 @@ from playhead import log
 from playhead._native import NativeError
 from playhead.errors import PlayheadError
 from playhead.sizes import show_size
+from playhead.watch import Watch
 
 if TYPE_CHECKING:
     from playhead.group import Group
@@ -44,42 +44,36 @@ def free_and_alert(directory: Path, low_bytes: int) -> tuple[int | None, str | N
     )
 
 
-class SpaceWatch:
-    """The thread that looks."""
+class Space:
+    """What has come up, so that it is told once."""
 
     def __init__(self, groups: Callable[[], Iterable[Group]]) -> None:
         self._groups = groups
         self._low: set[str] = set()
-        self._end = threading.Event()
-        self._thread = threading.Thread(target=self._run, name="space", daemon=True)
-
-    def start(self) -> None:
-        self._thread.start()
-
-    def stop(self) -> None:
-        self._end.set()
-        if self._thread.ident is not None:
-            self._thread.join()
-
-    def _run(self) -> None:
-        while not self._end.wait(LOOK_EVERY_S):
-            try:
-                self.look()
-            except Exception:  # noqa: BLE001 - the watch outlives a defect, and says so
-                _log.exception("defect while looking after space")
 
     def look(self) -> None:
-        """One round: tells hosts of what has come up since the last."""
+        """One round: tells of what has come up since the last, hosts of production too. A copy has no hosts that write."""
         low = set()
         for group in self._groups():
-            alert = group.space_alert()
-            if alert is None:
-                continue
-            low.add(group.row.name)
-            if group.row.name not in self._low:
-                _log.info("space runs out", group=group.row.name, alert=alert)
-                try:
-                    group.tell_space_low()
-                except (NativeError, PlayheadError) as error:
-                    _log.info("hosts could not be told", group=group.row.name, reason=str(error))
+            if (alert := group.space_alert()) is not None:
+                low.add(group.row.name)
+                if group.row.name not in self._low:
+                    _log.info("space runs out", group=group.row.name, alert=alert)
+                    self._tell_hosts(group)
+            for path, alert in group.copies.space_alerts():
+                low.add(path)
+                if path not in self._low:
+                    _log.info("space runs out", copy=path, alert=alert)
         self._low = low
+
+    @staticmethod
+    def _tell_hosts(group: Group) -> None:
+        try:
+            group.tell_space_low()
+        except (NativeError, PlayheadError) as error:
+            _log.info("hosts could not be told", group=group.row.name, reason=str(error))
+
+
+def space_watch(groups: Callable[[], Iterable[Group]]) -> Watch:
+    """Looks after the disks of all groups and copies."""
+    return Watch("space", LOOK_EVERY_S, Space(groups).look)

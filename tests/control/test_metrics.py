@@ -83,6 +83,46 @@ def test_splitters_are_watched(appliance: Appliance, tmp_path: Path) -> None:
     assert appliance.cli("status")["alerts"] == []
 
 
+def test_copies_are_watched(appliance: Appliance, tmp_path: Path) -> None:
+    appliance.cli("group", "create", "db")
+    appliance.cli("volume", "create", "db/data", "--size", "16M")
+    appliance.cli("copy", "add", "db/near", "--directory", str(tmp_path / "near"))
+    labels = {"group": "db", "copy": "near"}
+
+    def level() -> bool:
+        found = appliance.cli("copy", "show", "db/near")
+        return (found["state"], found["lag_bytes"]) == ("synchronised", 0)
+
+    wait_until(level, "db/near is level")
+    samples = scrape(appliance)
+    for name, number in (("consistent", 1), ("alert", 0), ("lag_bytes", 0), ("lag_seconds", 0)):
+        assert value(samples, f"playhead_copy_{name}", **labels) == number, name
+    assert value(samples, "playhead_copy_state", state="synchronised", **labels) == 1
+    # There is no synchronisation that has anything left.
+    assert ("playhead_copy_left_bytes", frozenset(labels.items())) not in samples
+    shown = appliance.cli("copy", "show", "db/near")
+    assert value(samples, "playhead_copy_journal_bytes", **labels) == shown["journal_bytes"] > 0
+    assert 0 < value(samples, "playhead_copy_free_bytes", **labels) < 1 << 60
+    # Behind, by exactly what was journaled meanwhile.
+    appliance.cli("copy", "pause", "db/near")
+    wait_until(lambda: appliance.cli("copy", "show", "db/near")["state"] == "paused", "db/near is paused")
+    with Initiator(appliance.ready["iscsi"], ONE, IQN) as one:
+        one.attentions(0)
+        assert one.write(0, 0, bytes([5] * 4096)).good
+    samples, shown = scrape(appliance), appliance.cli("copy", "show", "db/near")
+    head = appliance.cli("group", "head", "db")["lsn"]
+    assert (
+        value(samples, "playhead_copy_lag_bytes", **labels) == shown["lag_bytes"] == head - shown["durable_lsn"] > 4096
+    )
+    assert value(samples, "playhead_copy_lag_seconds", **labels) > 0
+    assert value(samples, "playhead_copy_alert", **labels) == 1
+    assert value(samples, "playhead_copy_state", state="paused", **labels) == 1
+    states = [dict(of) for (name, of) in samples if name == "playhead_copy_state"]
+    assert states == [{**labels, "state": "paused"}]
+    appliance.cli("copy", "remove", "db/near")
+    assert not [name for name, _ in scrape(appliance) if name.startswith("playhead_copy_")]
+
+
 def test_beyond_loopback_metrics_want_the_token(tmp_path: Path) -> None:
     with Appliance(tmp_path / "store", "--api", "0.0.0.0:0", "--advertise", "127.0.0.1") as appliance:
         url = f"http://127.0.0.1:{appliance.ready['api'].rpartition(':')[2]}/metrics"
@@ -100,14 +140,23 @@ def test_a_disk_that_is_nearly_full_is_told_to_administrators_and_hosts(
     with appliance:
         appliance.cli("group", "create", "db")
         appliance.cli("volume", "create", "db/data", "--size", "16M")
+        appliance.cli("copy", "add", "db/near", "--directory", str(tmp_path / "near"))
+        wait_until(lambda: appliance.cli("copy", "show", "db/near")["state"] == "synchronised", "db/near is level")
         assert appliance.cli("status")["alerts"] == []
         assert value(scrape(appliance), "playhead_group_alert", group="db") == 0
+        assert appliance.cli("copy", "show", "db/near")["alert"] is None
     # No disk has that much free: nearly full, as far as this node is concerned.
     config.write_text('space_low_bytes = "4096T"\n')
     with appliance, Initiator(appliance.ready["iscsi"], ONE, IQN) as one:
         wait_until(lambda: scsi.SPACE_LOW in one.attentions(0), "the hosts are told")
-        (alert,) = appliance.cli("status")["alerts"]
-        assert "nearly full" in alert
-        assert value(scrape(appliance), "playhead_group_alert", group="db") == 1
+        alerts = appliance.cli("status")["alerts"]
+        assert [alert.partition(":")[0] for alert in alerts] == ["group db", "copy db/near"]
+        assert all("nearly full" in alert for alert in alerts)
+        shown = appliance.cli("copy", "show", "db/near")
+        assert "nearly full" in shown["alert"]
+        assert shown["free_bytes"] > 0
+        samples = scrape(appliance)
+        assert value(samples, "playhead_group_alert", group="db") == 1
+        assert value(samples, "playhead_copy_alert", group="db", copy="near") == 1
         assert one.write(0, 0, bytes(512)).good
     assert not appliance.complaints()

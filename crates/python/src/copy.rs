@@ -119,8 +119,8 @@ impl Copy {
     }
 }
 
-/// Makes the copy in `dir`, which nobody has open, production. `force`: also at a point of a resynchronisation.
+/// Makes the copy in `dir`, which nobody has open, production. `allow_inconsistent`: also at a point of a resynchronisation.
 #[pyfunction]
-pub(crate) fn promote_copy(py: Python<'_>, dir: PathBuf, force: bool) -> PyResult<()> {
-    unlocked(py, || engine::promote(Arc::new(DiskFiles), &dir, force))
+pub(crate) fn promote_copy(py: Python<'_>, dir: PathBuf, allow_inconsistent: bool) -> PyResult<()> {
+    unlocked(py, || engine::promote(Arc::new(DiskFiles), &dir, allow_inconsistent))
 }

@@ -1,9 +1,9 @@
-//! The laboratory's array, for `playhead.lab` alone: see [`playhead_target::lab`] for why no service can make one of anything it has.
+//! The laboratory's splitter, for `playhead.lab` alone: see [`playhead_target::lab`] for why no service can make one of anything it has.
 
 use std::path::PathBuf;
 
 use playhead_target::{
-    lab::{MissingArray, MARK, MARK_TEXT},
+    lab::{MissingSplitter, Place, MARK, MARK_TEXT},
     scsi::Offload,
 };
 use pyo3::prelude::*;
@@ -11,16 +11,24 @@ use pyo3::prelude::*;
 use crate::{error::native, lun::Lun};
 
 #[pyclass(frozen, module = "playhead._native")]
-pub(crate) struct LabArray {
-    inner: MissingArray,
+pub(crate) struct LabSplitter {
+    inner: MissingSplitter,
 }
 
 #[pymethods]
-impl LabArray {
+impl LabSplitter {
     #[new]
     #[allow(clippy::needless_pass_by_value)] // what Python hands over is ours
-    fn new(py: Python<'_>, dir: PathBuf, names: Vec<String>, block_count: u64) -> PyResult<Self> {
-        let inner = py.detach(|| MissingArray::create(&dir, &names, block_count));
+    fn new(
+        py: Python<'_>,
+        dir: PathBuf,
+        place: &str,
+        names: Vec<String>,
+        block_count: u64,
+    ) -> PyResult<Self> {
+        let place = Place::from_name(place)
+            .ok_or_else(|| native("invalid", &format!("there is no splitter {place:?}")))?;
+        let inner = py.detach(|| MissingSplitter::create(&dir, place, &names, block_count));
         Ok(Self { inner: inner.map_err(|text| native("conflict", &text))? })
     }
 
@@ -38,8 +46,14 @@ impl LabArray {
     /// The LUN that hosts write to.
     fn production(&self, name: &str) -> PyResult<Lun> {
         let inner = self.inner.production(name);
-        let inner = inner.ok_or_else(|| native("not-found", &format!("the array has no LUN {name:?}")))?;
+        let inner = inner.ok_or_else(|| native("not-found", &format!("there is no LUN {name:?}")))?;
         Ok(Lun { inner })
+    }
+
+    /// Production past the splitter: host, port, iSCSI name and number; None where there is no such way.
+    fn beyond(&self, name: &str) -> Option<(String, u16, &'static str, u16)> {
+        let (address, iqn, number) = self.inner.beyond(name)?;
+        Some((address.ip().to_string(), address.port(), iqn, number))
     }
 
     /// The replica as of now.

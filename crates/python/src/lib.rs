@@ -36,7 +36,7 @@ fn _native(module: &Bound<'_, PyModule>) -> PyResult<()> {
     module.add_class::<splitter::FabricSplitter>()?;
     module.add_class::<iscsi::IscsiServer>()?;
     module.add_class::<nbd::NbdServer>()?;
-    module.add_class::<lab::LabArray>()?;
+    module.add_class::<lab::LabSplitter>()?;
     module.add_function(wrap_pyfunction!(journal::dump, module)?)?;
     module.add_function(wrap_pyfunction!(journal::verify, module)?)?;
     module.add_function(wrap_pyfunction!(log::log_to_stderr, module)?)?;

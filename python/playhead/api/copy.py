@@ -34,7 +34,13 @@ class CopyPromote(BaseModel):
     """How a copy becomes production."""
 
     model_config = ConfigDict(extra="forbid")
-    force: bool = Field(default=False, description="Also while production is in service")
+    while_serving: bool = Field(
+        default=False, description="Also while production is in service: its hosts are taken to the copy"
+    )
+    allow_inconsistent: bool = Field(
+        default=False,
+        description="Also if its newest points lie where a volume was being resynchronised with its production",
+    )
 
 
 @router.get("/copies")
@@ -92,4 +98,4 @@ def verify_copy(copy: str, group: TheGroup, appliance: TheAppliance) -> Job:
 @router.post("/groups/{group}/copies/{copy}/promote")
 def promote_copy(copy: str, body: CopyPromote, group: TheGroup) -> Group:
     """Makes a copy production: the same targets, LUN numbers and identities, on the copy's journal and base."""
-    return group.promote_copy(copy, body.force)
+    return group.promote_copy(copy, while_serving=body.while_serving, allow_inconsistent=body.allow_inconsistent)

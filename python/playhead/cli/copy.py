@@ -9,11 +9,9 @@ import click
 
 from playhead.cli import wait
 from playhead.cli.client import Cli
-from playhead.cli.group import limit_option, window_option
+from playhead.cli.group import limit_option, limits, window_option
 from playhead.cli.reference import object_argument
-from playhead.cli.show import Column, fields, output_option, show_json, size, span, table
-from playhead.errors import EXIT_PROBLEMS_FOUND
-from playhead.sizes import parse_size, parse_span_ns
+from playhead.cli.show import Column, fields, output_option, show_json, show_verdict, size, span, table
 
 
 def _lag(copy: dict[str, Any]) -> str:
@@ -44,16 +42,6 @@ def command() -> None:
     """Copies: a second base and journal of a group, on another disk, moments behind production."""
 
 
-def _limits(window: str | None, limit: str | None) -> dict[str, Any]:
-    """`none` lifts a limit; what is not given is not said."""
-    said: dict[str, Any] = {}
-    if window is not None:
-        said["window_ns"] = None if window == "none" else parse_span_ns(window)
-    if limit is not None:
-        said["limit_bytes"] = None if limit == "none" else parse_size(limit)
-    return said
-
-
 @command.command("add")
 @object_argument("copy")
 @click.option("--directory", required=True, metavar="PATH", help="Where it goes: a directory on another disk.")
@@ -63,7 +51,7 @@ def _limits(window: str | None, limit: str | None) -> dict[str, Any]:
 @click.pass_obj
 def add(cli: Cli, which: tuple[str, str], directory: str, window: str | None, limit: str | None, as_json: bool) -> None:
     """Add a copy. It is synchronised while hosts write, and follows production from then on."""
-    body = {"name": which[1], "directory": str(Path(directory).absolute()), **_limits(window, limit)}
+    body = {"name": which[1], "directory": str(Path(directory).absolute()), **limits(window, limit)}
     show(cli.post("groups", which[0], "copies", body=body), as_json)
 
 
@@ -93,7 +81,7 @@ def show_(cli: Cli, which: tuple[str, str], as_json: bool) -> None:
 @click.pass_obj
 def set_(cli: Cli, which: tuple[str, str], window: str | None, limit: str | None, as_json: bool) -> None:
     """Change how much past a copy keeps."""
-    show(cli.patch("groups", which[0], "copies", which[1], body=_limits(window, limit)), as_json)
+    show(cli.patch("groups", which[0], "copies", which[1], body=limits(window, limit)), as_json)
 
 
 @command.command("pause")
@@ -126,28 +114,31 @@ def verify(ctx: click.Context, which: tuple[str, str], no_wait: bool, as_json: b
     if no_wait:
         wait.follow(cli, started, no_wait, as_json)
         return
-    found = wait.follow(cli, started, no_wait=False, as_json=False, quiet=True)["result"]
-    if as_json:
-        show_json(found)
-    else:
-        click.echo(
-            f"{found['copy']} at LSN {found['point']['lsn']}: {size(found['hashed_bytes'])} of {size(found['total_bytes'])} hashed, "
-            f"{found['differing_blocks']} block(s) differ."
-        )
-        for d in found["differences"]:
-            click.echo(f"  volume {d['volume']}: {d['count']} block(s) from LBA {d['lba']}")
-    if found["differing_blocks"]:
-        ctx.exit(EXIT_PROBLEMS_FOUND)
+    found = wait.result(cli, started)
+    summary = (
+        f"{found['copy']} at LSN {found['point']['lsn']}: {size(found['hashed_bytes'])} of {size(found['total_bytes'])} hashed, "
+        f"{found['differing_blocks']} block(s) differ."
+    )
+    differences = [f"volume {d['volume']}: {d['count']} block(s) from LBA {d['lba']}" for d in found["differences"]]
+    show_verdict(ctx, found, as_json, summary, differences)
 
 
 @command.command("promote")
 @object_argument("copy")
-@click.option("--force", is_flag=True, help="Also while production is in service.")
+@click.option(
+    "--while-serving", is_flag=True, help="Also while production is in service: its hosts are taken to the copy."
+)
+@click.option(
+    "--allow-inconsistent",
+    is_flag=True,
+    help="Also if its newest points lie where a volume was being resynchronised with its production.",
+)
 @output_option
 @click.pass_obj
-def promote(cli: Cli, which: tuple[str, str], force: bool, as_json: bool) -> None:
+def promote(cli: Cli, which: tuple[str, str], while_serving: bool, allow_inconsistent: bool, as_json: bool) -> None:
     """Make a copy production. Hosts find the same targets, LUN numbers and identities."""
-    group = cli.post("groups", which[0], "copies", which[1], "promote", body={"force": force})
+    body = {"while_serving": while_serving, "allow_inconsistent": allow_inconsistent}
+    group = cli.post("groups", which[0], "copies", which[1], "promote", body=body)
     if as_json:
         show_json(group)
     else:
@@ -187,6 +178,7 @@ def show(copy: dict[str, Any], as_json: bool) -> None:
             ("journal", size(copy["journal_bytes"])),
             ("images", copy["images"]),
             ("directory", copy["directory"]),
+            ("free", size(copy["free_bytes"])),
             ("alert", copy["alert"]),
         ]
     )

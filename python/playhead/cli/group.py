@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Callable
+from typing import Any, TypeVar
 
 import click
 
@@ -10,6 +11,8 @@ from playhead.cli import wait
 from playhead.cli.client import Cli
 from playhead.cli.show import Column, fields, output_option, policy, show_json, size, span, table
 from playhead.sizes import parse_size, parse_span_ns
+
+F = TypeVar("F", bound=Callable[..., Any])
 
 COLUMNS: list[Column] = [
     ("GROUP", "name"),
@@ -29,22 +32,6 @@ def command() -> None:
     """Consistency groups: volumes that share one write order, one journal and one past."""
 
 
-def _policy(
-    window: str | None, limit: str | None, reserve: str | None, on_failure: str | None, before: dict[str, Any]
-) -> dict[str, Any]:
-    """`none` lifts a limit; what is not given stays."""
-    after = dict(before)
-    if on_failure is not None:
-        after["on_journal_failure"] = on_failure
-    if window is not None:
-        after["window_ns"] = None if window == "none" else parse_span_ns(window)
-    if limit is not None:
-        after["limit_bytes"] = None if limit == "none" else parse_size(limit)
-    if reserve is not None:
-        after["reserve_bytes"] = parse_size(reserve)
-    return after
-
-
 window_option = click.option(
     "--window", metavar="SPAN", help="Keep the past of this long (24h, 7d), or 'none' for no limit of time."
 )
@@ -53,39 +40,48 @@ limit_option = click.option(
 )
 
 
-reserve_option = click.option(
-    "--reserve", metavar="SIZE", help="Keep so much journal allocated ahead of need; makes flushes faster."
-)
+def limits(window: str | None, limit: str | None) -> dict[str, Any]:
+    """How much past is kept, as the API wants it: `none` lifts a limit; what is not given is not said."""
+    said: dict[str, Any] = {}
+    if window is not None:
+        said["window_ns"] = None if window == "none" else parse_span_ns(window)
+    if limit is not None:
+        said["limit_bytes"] = None if limit == "none" else parse_size(limit)
+    return said
 
 
-failure_option = click.option(
-    "--on-journal-failure",
-    "on_failure",
-    type=click.Choice(["stop", "track"]),
-    help="Attached volumes, while the journal cannot be written: stop hosts, or go on and resynchronise later.",
-)
+def policy_options(command: F) -> F:
+    """All of a group's policy; the command takes them as `**given`, for `_policy`."""
+    command = click.option(
+        "--on-journal-failure",
+        "on_failure",
+        type=click.Choice(["stop", "track"]),
+        help="Attached volumes, while the journal cannot be written: stop hosts, or go on and resynchronise later.",
+    )(command)
+    command = click.option(
+        "--reserve", metavar="SIZE", help="Keep so much journal allocated ahead of need; makes flushes faster."
+    )(command)
+    return window_option(limit_option(command))
+
+
+def _policy(given: dict[str, str | None]) -> dict[str, Any]:
+    """What is not given is not said."""
+    said = limits(given["window"], given["limit"])
+    if (reserve := given["reserve"]) is not None:
+        said["reserve_bytes"] = parse_size(reserve)
+    if (on_failure := given["on_failure"]) is not None:
+        said["on_journal_failure"] = on_failure
+    return said
 
 
 @command.command("create")
 @click.argument("name")
-@window_option
-@limit_option
-@reserve_option
-@failure_option
+@policy_options
 @output_option
 @click.pass_obj
-def create(
-    cli: Cli,
-    name: str,
-    window: str | None,
-    limit: str | None,
-    reserve: str | None,
-    on_failure: str | None,
-    as_json: bool,
-) -> None:
+def create(cli: Cli, /, name: str, as_json: bool, **given: str | None) -> None:
     """Make a new, empty group."""
-    policy = _policy(window, limit, reserve, on_failure, {})
-    show(cli.post("groups", body={"name": name, "policy": policy}), as_json)
+    show(cli.post("groups", body={"name": name, "policy": _policy(given)}), as_json)
 
 
 @command.command("list")
@@ -189,26 +185,14 @@ def settle(cli: Cli, name: str, no_wait: bool, as_json: bool) -> None:
 
 @command.command("policy")
 @click.argument("name")
-@window_option
-@limit_option
-@reserve_option
-@failure_option
+@policy_options
 @output_option
 @click.pass_obj
-def policy_(
-    cli: Cli,
-    name: str,
-    window: str | None,
-    limit: str | None,
-    reserve: str | None,
-    on_failure: str | None,
-    as_json: bool,
-) -> None:
+def policy_(cli: Cli, /, name: str, as_json: bool, **given: str | None) -> None:
     """Show or change how much past is kept."""
     group = cli.get("groups", name)
-    if (window, limit, reserve, on_failure) != (None, None, None, None):
-        body = _policy(window, limit, reserve, on_failure, group["policy"])
-        group = cli.put("groups", name, "policy", body=body)
+    if changes := _policy(given):
+        group = cli.put("groups", name, "policy", body=group["policy"] | changes)
     if as_json:
         show_json(group["policy"])
     else:

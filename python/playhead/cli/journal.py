@@ -11,8 +11,8 @@ import click
 
 from playhead.cli import wait
 from playhead.cli.client import Cli
-from playhead.cli.show import fields, output_option, show_json, size
-from playhead.errors import EXIT_PROBLEMS_FOUND, PlayheadError
+from playhead.cli.show import fields, output_option, show_json, show_verdict, size
+from playhead.errors import PlayheadError
 from playhead.point import show_time
 
 PAGE = 10_000
@@ -95,19 +95,12 @@ def verify(ctx: click.Context, group: str, store: Path | None, as_json: bool) ->
 
         verdict = _native.verify(str(_directory(store, group)))
     else:
-        job = wait.follow(cli, cli.post("groups", group, "journal", "verify"), no_wait=False, as_json=False, quiet=True)
-        verdict = job["result"]
-    if as_json:
-        show_json(verdict)
-    else:
-        click.echo(
-            f"{group}: {verdict['records']} records in {verdict['segments']} segments, {size(verdict['bytes'])}, "
-            f"LSN {verdict['edge']} to {verdict['head']}: {len(verdict['problems'])} problem(s)."
-        )
-        for problem in verdict["problems"]:
-            click.echo(f"  {problem}")
-    if verdict["problems"]:
-        ctx.exit(EXIT_PROBLEMS_FOUND)
+        verdict = wait.result(cli, cli.post("groups", group, "journal", "verify"))
+    summary = (
+        f"{group}: {verdict['records']} records in {verdict['segments']} segments, {size(verdict['bytes'])}, "
+        f"LSN {verdict['edge']} to {verdict['head']}: {len(verdict['problems'])} problem(s)."
+    )
+    show_verdict(ctx, verdict, as_json, summary, verdict["problems"])
 
 
 @command.command("trim")

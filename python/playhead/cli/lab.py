@@ -102,7 +102,7 @@ def probe(url: str, as_json: bool, **given: Any) -> None:
     "--size", "size_text", metavar="SIZE", default="64M", show_default=True, help="What each operation is about."
 )
 @click.option(
-    "--tools/--no-tools", default=True, show_default=True, help="qemu-img and qemu-io too, where they are installed."
+    "--tools/--no-tools", default=True, show_default=True, help="Other people's tools too, where they are installed."
 )
 @click.option("--page", metavar="FILE", type=click.Path(path_type=Path), help="Write the page docs/lab-vaai.md is.")
 @output_option
@@ -126,7 +126,7 @@ def vaai(splitters: str | None, size_text: str, tools: bool, page: Path | None, 
     chosen = splitters.split(",") if splitters else list(lab.ARRANGEMENTS)
     report = lab.run(chosen, region_bytes, tools, lambda each: said("  ".join(row(each)[:6])))
     if page is not None:
-        write_page(page, report.cells, report.tools, region_bytes)
+        write_page(page, report.cells, report.tools, report.left_out, region_bytes)
     if as_json:
         show_json(report.json())
     else:

@@ -9,6 +9,7 @@ from typing import Any, TypeVar
 import click
 
 from playhead.cli import refusal
+from playhead.errors import EXIT_PROBLEMS_FOUND
 from playhead.sizes import show_size, show_span_ns
 
 F = TypeVar("F", bound=Callable[..., Any])
@@ -52,6 +53,16 @@ def table(rows: Sequence[dict[str, Any]], columns: Sequence[Column], as_json: bo
     widths = [max(len(line[i]) for line in cells) for i in range(len(columns))]
     for line in cells:
         click.echo("  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip())
+
+
+def show_verdict(ctx: click.Context, found: Any, as_json: bool, summary: str, problems: Sequence[str]) -> None:
+    """What a check has found; exit code 12 if there is a problem."""
+    if as_json:
+        show_json(found)
+    else:
+        click.echo("\n  ".join([summary, *problems]))
+    if problems:
+        ctx.exit(EXIT_PROBLEMS_FOUND)
 
 
 def fields(pairs: Sequence[tuple[str, Any]]) -> None:

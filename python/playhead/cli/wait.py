@@ -42,6 +42,12 @@ def follow(cli: Cli, job: dict[str, Any], no_wait: bool, as_json: bool, quiet: b
     return job
 
 
+def result(cli: Cli, job: dict[str, Any]) -> dict[str, Any]:
+    """Waits for a job and says nothing of it; what it came to."""
+    found: dict[str, Any] = follow(cli, job, no_wait=False, as_json=False, quiet=True)["result"]
+    return found
+
+
 def _progress(job: dict[str, Any]) -> None:
     if not sys.stderr.isatty():
         return

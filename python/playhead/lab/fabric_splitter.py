@@ -58,10 +58,6 @@ class FabricSplitter(PlayheadArray):
     def impossible(self, primitive: Primitive, treatment: Treatment) -> str | None:
         if treatment is Treatment.IGNORE:
             return f"no setting of the splitter makes it pass {primitive.value} on unseen"
-        if primitive is Primitive.XCOPY and treatment is Treatment.SUPPORT:
-            return (
-                "the fabric-based splitter refuses EXTENDED COPY: what the array would copy by itself is not on its way"
-            )
         return None
 
     def close(self) -> None:
@@ -86,4 +82,6 @@ class FabricBeforeTgtd(FabricSplitter):
     def impossible(self, primitive: Primitive, treatment: Treatment) -> str | None:
         if primitive is Primitive.ATS and treatment is Treatment.SUPPORT:
             return "tgtd advertises COMPARE AND WRITE and does not know it"
+        if primitive is Primitive.XCOPY and treatment is Treatment.SUPPORT:
+            return "tgtd does not know EXTENDED COPY"
         return super().impossible(primitive, treatment)

@@ -135,6 +135,11 @@ class Hosts:
                 session.log_out()
             session.close()
 
+    def awake(self) -> None:
+        """The hosts show a sign of life, and hear of a rule that has changed: each with its next command."""
+        for device in (self.places.source, self.places.target, self.places.other_host):
+            device.must(bytes(6))
+
     def wire(self) -> Wire:
         """What the two hosts have moved so far."""
         total = Wire()
@@ -175,9 +180,8 @@ class Hosts:
         work = prepare(cell.primitive, settings, self.places, self.looker)
         if self.compare()[0]:
             raise PlayheadError("internal", f"{cell}: the replica was not production before it began")
+        self.awake()
         for device in (self.places.source, self.places.target, self.places.other_host):
-            # A rule that has changed is heard of with the next command.
-            device.must(bytes(6))
             device.claims[cell.primitive] = Claim.UNKNOWN
         wire, journal = self.wire(), self.arrangement.journaled()
         started = time.perf_counter()

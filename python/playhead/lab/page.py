@@ -119,7 +119,9 @@ def summary(found: Sequence[Measured]) -> str:
     return text + (f"; {len(odd)} NOT AS EXPECTED" if odd else "")
 
 
-def write(path: Path, found: Sequence[Measured], tooled: Sequence[Tooled], region_bytes: int) -> None:
+def write(
+    path: Path, found: Sequence[Measured], tooled: Sequence[Tooled], left_out: Sequence[str], region_bytes: int
+) -> None:
     """The page, words around figures of this run."""
     facts = f"{datetime.now(UTC):%Y-%m-%d}, {region_bytes // MIB} MiB, {os.cpu_count()} cores"
     text = WORDS.read_text()
@@ -128,6 +130,7 @@ def write(path: Path, found: Sequence[Measured], tooled: Sequence[Tooled], regio
         ("summary", summary(found)),
         ("table", table(found)),
         ("tools", tools(tooled)),
+        ("left_out", "".join(f"\n\nNot run: {each}." for each in left_out)),
     ):
         text = text.replace("{" + name + "}", value)
     path.write_text(text)

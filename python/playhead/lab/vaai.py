@@ -15,7 +15,7 @@ from playhead.lab.arrangement import AbsentError, Arrangement
 from playhead.lab.fabric_splitter import FabricBeforeTgtd, FabricSplitter
 from playhead.lab.host_splitter import HostSplitter
 from playhead.lab.matrix import Measured
-from playhead.lab.missing_array import MissingArray
+from playhead.lab.missing_splitter import MissingInArray, MissingInFabric, MissingInHost
 from playhead.lab.operations import OPERATION_OF
 from playhead.lab.playhead_array import PlayheadArray
 from playhead.lab.settings import MIB
@@ -24,9 +24,9 @@ from playhead.lab.tools import Tooled
 REGION_MIN, REGION_MAX = 3 * MIB, 4096 * MIB
 Build = Callable[[Path, int], Arrangement]
 ARRANGEMENTS: dict[str, tuple[Build, ...]] = {
-    "array": (PlayheadArray, MissingArray),
-    "host": (HostSplitter,),
-    "fabric": (FabricSplitter, FabricBeforeTgtd),
+    "array": (PlayheadArray, MissingInArray),
+    "host": (HostSplitter, MissingInHost),
+    "fabric": (FabricSplitter, FabricBeforeTgtd, MissingInFabric),
 }
 """By splitter; each is built in a folder that does not exist yet, with LUNs of so many bytes."""
 
@@ -118,6 +118,8 @@ def run(splitters: Sequence[str], region_bytes: int, with_tools: bool, done: Cal
     if not REGION_MIN <= region_bytes <= REGION_MAX or region_bytes % MIB:
         raise invalid(f"a size of {region_bytes} bytes", "give whole MiB, from 3M to 4G")
     report = Report(region_bytes)
+    if with_tools:
+        report.left_out += tools.not_installed()
     for name in splitters:
         for build in ARRANGEMENTS[name]:
             try:

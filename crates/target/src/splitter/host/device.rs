@@ -98,7 +98,7 @@ impl HostDevice {
     }
 
     /// Executes a change. After an error any part of it may have been done.
-    pub(super) fn apply(&self, change: &Change<'_>) -> Result<(), LunError> {
+    pub(crate) fn apply(&self, change: &Change<'_>) -> Result<(), LunError> {
         let block = BLOCK_BYTES as u64;
         match *change {
             Change::Write { lba, data } => {
