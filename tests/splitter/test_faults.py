@@ -108,6 +108,23 @@ def test_what_ends_half_way_is_told_and_read_back(array: Moody, appliance: Appli
     check_equal_to(appliance, array.file, "after")
 
 
+def test_what_only_the_array_knows_is_read_back_before_the_host_is_answered(
+    array: Moody, appliance: Appliance, host: Initiator
+) -> None:
+    before = resynchronisations(appliance)
+    for lba in range(0, LENGTH, 8):
+        assert host.unmap(0, lba, 5).good
+        array.faults = [Fault(WRITE, Ended(left_over_bytes=LENGTH // 2 * BLOCK), executed=0.5)]
+        assert write(host, 1000 + lba, bytes((lba + 1,)) * LENGTH * BLOCK).good
+        # No point of this time is out of step.
+        appliance.cli("bookmark", "create", f"db/at-{lba}")
+    assert appliance.cli("volume", "show", "db/data")["splitter"]["state"] == "synchronised"
+    assert resynchronisations(appliance) == before
+    appliance.cli("image", "open", "db/then", "--at", f"at-{LENGTH // 2}")
+    appliance.cli("image", "close", "db/then")
+    check_equal_to(appliance, array.file, "after")
+
+
 def test_an_error_of_earlier_writes_has_all_of_the_lun_compared(
     array: Moody, appliance: Appliance, host: Initiator
 ) -> None:

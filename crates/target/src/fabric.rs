@@ -8,7 +8,8 @@
 //!    marked as possibly different;
 //! 2. the array executes the command;
 //! 3. GOOD: the change is captured in the replica's journal, and only then is the host answered. An answer that says for certain that
-//!    nothing changed gives the extents back; everything else leaves them marked, to be read from the array.
+//!    nothing changed gives the extents back. GOOD for what the command does not say has them read from the array before the host is
+//!    answered ([`read_back`](crate::splitter::read_back)); everything else leaves them marked, to be read from the array.
 //!
 //! Read in this order: [`plan`] (what becomes of each operation code), [`record`] (what a change is to the journal), [`edit`] (answers
 //! that must tell the truth about the policy), [`copy`] (copies that the array makes by itself), [`array`](mod@array) (whom sessions log in to), [`limbo`] (changes whose end nobody knows),

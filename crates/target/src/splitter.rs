@@ -11,6 +11,7 @@ mod bits;
 mod change_map;
 pub mod host;
 mod marks;
+pub mod read_back;
 mod resync;
 pub mod split;
 mod takes;
@@ -19,6 +20,7 @@ mod touched;
 pub use array::{lun, ArraySplitter};
 pub use change_map::Stamp;
 pub use host::{HostDevice, HostLun};
+pub use read_back::WhenRead;
 pub use split::{Begun, Captured, OnJournalFailure, Production, Split, SplitOptions, State, Status, Taken};
 pub use takes::Wanted;
 

@@ -1,9 +1,12 @@
 //! One target of another array: whom sessions log in to, as whom, and how they are.
 
 use super::limbo::{Key, Limbo};
+use super::loss::Loss;
 use crate::scsi::InitiatorPort;
 use parking_lot::Mutex;
 use playhead_initiator::{Remote, Status};
+use std::net::SocketAddr;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Weak};
 use std::time::Duration;
 
@@ -27,12 +30,45 @@ pub struct LinkStatus {
     pub status: Status,
 }
 
+/// Signs that the array has lost something, whichever session and LUN they were seen on. Numbers that only rise; to read one costs nothing.
+#[derive(Debug, Default)]
+pub(crate) struct Signs {
+    /// Sessions that were lost, and resets: what is not flushed may be gone, of any LUN.
+    pub(crate) disturbed: AtomicU64,
+    /// Deferred errors: anything may be.
+    pub(crate) lost: AtomicU64,
+}
+
+/// Of each array by its portals: what happens to one of its targets has happened to all.
+static SIGNS: Mutex<Vec<(SocketAddr, Weak<Signs>)>> = Mutex::new(Vec::new());
+
+impl Signs {
+    /// Those of the array that has one of `portals`.
+    fn of(portals: &[SocketAddr]) -> Arc<Signs> {
+        let mut all = SIGNS.lock();
+        all.retain(|(_, signs)| signs.strong_count() > 0);
+        let known =
+            all.iter().find(|(portal, _)| portals.contains(portal)).and_then(|(_, signs)| signs.upgrade());
+        let signs = known.unwrap_or_default();
+        all.extend(portals.iter().map(|portal| (*portal, Arc::downgrade(&signs))));
+        signs
+    }
+
+    pub(crate) fn note(&self, loss: Loss) {
+        self.disturbed.fetch_add(1, Ordering::AcqRel);
+        if loss == Loss::Anything {
+            self.lost.fetch_add(1, Ordering::AcqRel);
+        }
+    }
+}
+
 /// A target of an array.
 pub struct Array {
     remote: Remote,
     as_host: bool,
     links: Mutex<Vec<Weak<Mutex<LinkStatus>>>>,
     pub(crate) limbo: Arc<Limbo>,
+    pub(crate) signs: Arc<Signs>,
 }
 
 impl std::fmt::Debug for Array {
@@ -45,7 +81,9 @@ impl Array {
     /// The target of `remote`, whose initiator name and ISID are Playhead's own. `as_host`: hosts' sessions go on under the hosts' own
     /// names; else all under that one, told apart by ISID.
     pub fn new(remote: Remote, as_host: bool) -> Arc<Array> {
-        Arc::new(Array { limbo: Limbo::new(remote.clone()), remote, as_host, links: Mutex::default() })
+        let limbo = Limbo::new(remote.clone());
+        let signs = Signs::of(&remote.portals);
+        Arc::new(Array { limbo, signs, remote, as_host, links: Mutex::default() })
     }
 
     /// Whom to log in to, as Playhead itself.

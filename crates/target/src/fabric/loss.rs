@@ -26,14 +26,16 @@ pub struct Ear {
 }
 
 impl Ear {
-    /// An answer in the `session`-th session: what its `sense` says to be lost, if anything.
-    pub fn hear(&mut self, session: u64, sense: &[u8]) -> Option<Loss> {
+    /// An answer to the operation code `code` in the `session`-th session: what its `sense` says to be lost, if anything.
+    pub fn hear(&mut self, session: u64, code: u8, status: u8, sense: &[u8]) -> Option<Loss> {
         if is_deferred(sense) {
             return Some(Loss::Anything);
         }
         // POWER ON, RESET, OR BUS DEVICE RESET to DEVICE INTERNAL RESET; not what befalls a nexus only.
         let reset = matches!(sense_code(sense), Some((0x06, 0x29, 0x00..=0x04)));
-        if !reset {
+        // INQUIRY, REQUEST SENSE and REPORT LUNS run past an attention (SAM-5 5.14), and whoever is busy has told none.
+        let past_attentions = !matches!(code, 0x12 | 0x03 | 0xa0) && matches!(status, 0x00 | 0x02);
+        if !reset && past_attentions {
             self.settled_in = Some(session);
         }
         (reset && self.settled_in == Some(session)).then_some(Loss::Unflushed)
@@ -49,18 +51,32 @@ mod tests {
         let fixed =
             |code: u8, key, asc, ascq| [code, 0, key, 0, 0, 0, 0, 10, 0, 0, 0, 0, asc, ascq, 0, 0, 0, 0];
         let mut ear = Ear::default();
+        let mut check = |session, sense: &[u8]| ear.hear(session, 0x2a, 2, sense);
         for reset in [fixed(0x70, 6, 0x29, 0), fixed(0x70, 6, 0x29, 1)] {
-            assert_eq!(ear.hear(1, &reset), None);
+            assert_eq!(check(1, &reset), None);
         }
-        assert_eq!(ear.hear(1, &fixed(0x70, 6, 0x2a, 9)), None);
-        assert_eq!(ear.hear(1, &fixed(0x70, 6, 0x29, 4)), Some(Loss::Unflushed));
-        assert_eq!(ear.hear(1, &[0x72, 6, 0x29, 1, 0, 0, 0, 0]), Some(Loss::Unflushed));
-        assert_eq!(ear.hear(2, &fixed(0x70, 6, 0x29, 0)), None);
+        assert_eq!(check(1, &fixed(0x70, 6, 0x2a, 9)), None);
+        assert_eq!(check(1, &fixed(0x70, 6, 0x29, 4)), Some(Loss::Unflushed));
+        assert_eq!(check(1, &[0x72, 6, 0x29, 1, 0, 0, 0, 0]), Some(Loss::Unflushed));
+        assert_eq!(check(2, &fixed(0x70, 6, 0x29, 0)), None);
         // The nexus' own loss is none of the LUN's.
-        assert_eq!(ear.hear(2, &[]), None);
-        assert_eq!(ear.hear(2, &fixed(0x70, 6, 0x29, 7)), None);
+        assert_eq!(check(2, &fixed(0x70, 6, 0x29, 7)), None);
+        assert_eq!(check(2, &fixed(0x70, 6, 0x29, 0)), Some(Loss::Unflushed));
         for deferred in [&fixed(0x71, 3, 0x0c, 0)[..], &[0x73, 4, 0x44, 0, 0, 0, 0, 0]] {
-            assert_eq!(ear.hear(2, deferred), Some(Loss::Anything));
+            assert_eq!(check(2, deferred), Some(Loss::Anything));
         }
+    }
+
+    #[test]
+    fn what_runs_past_an_attention_does_not_say_that_there_is_none() {
+        let reset = [0x70, 0, 6, 0, 0, 0, 0, 10, 0, 0, 0, 0, 0x29, 0, 0, 0, 0, 0];
+        let mut ear = Ear::default();
+        for code in [0x12, 0xa0, 0x03] {
+            assert_eq!(ear.hear(1, code, 0, &[]), None);
+        }
+        assert_eq!(ear.hear(1, 0x00, 0x08, &[]), None);
+        assert_eq!(ear.hear(1, 0x00, 0x02, &reset), None);
+        assert_eq!(ear.hear(1, 0x00, 0x00, &[]), None);
+        assert_eq!(ear.hear(1, 0x28, 0x02, &reset), Some(Loss::Unflushed));
     }
 }

@@ -1,13 +1,13 @@
 //! A LUN of another array as hosts of this appliance see it, and the replica that follows it.
 
-use super::array::Array;
+use super::array::{Array, Signs};
 use super::edit::NewIdentity;
 use super::limbo::Owner;
 use super::loss::{Ear, Loss};
 use crate::lun::{
     Change, Compared, CopyPiece, Extent, FlushDone, Lsn, Lun, LunError, LunIdentity, BLOCK_BYTES,
 };
-use crate::splitter::Wanted;
+use crate::splitter::{Wanted, WhenRead};
 use parking_lot::Mutex;
 use playhead_initiator::blocking::Answer;
 use playhead_initiator::{discovery, Blocking, Error, Task};
@@ -71,6 +71,10 @@ pub trait Recorder: Send + Sync {
     /// Nobody knows: production is to be read.
     fn unknown(&self, taken: Taken);
 
+    /// Nobody knows, and it is over: production is to be read, if it can be at once and before the host is answered, which it may be when
+    /// `when_read` is called.
+    fn read_back(&self, taken: Taken, when_read: WhenRead);
+
     /// The array may have lost what it has answered GOOD for: that is to be read.
     fn lost(&self, what: Loss);
 
@@ -87,6 +91,7 @@ pub trait Recorder: Send + Sync {
 /// The LUN itself, read for resynchronisation and copies, in a session of Playhead's own.
 pub struct Production {
     session: Mutex<OwnSession>,
+    signs: Arc<Signs>,
     number: u16,
     name: String,
     block_count: u64,
@@ -108,24 +113,54 @@ struct OwnSession {
     array: Blocking,
     ear: Ear,
     resets: u64,
+    /// The session that the others were told of, and the disturbance up to which the LUN was asked whether it was reset.
+    told: (u64, u64),
+    signs: Arc<Signs>,
 }
 
 impl OwnSession {
     fn run(&mut self, task: Task) -> Result<Answer, Error> {
+        let code = task.cdb[0];
         let answer = self.array.run(task, LIMIT)?;
-        if self.ear.hear(self.array.nexus().sessions(), &answer.sense).is_some() {
+        if let Some(loss) = self.ear.hear(self.session(), code, answer.status, &answer.sense) {
             self.resets += 1;
+            self.signs.note(loss);
         }
         Ok(answer)
+    }
+
+    fn session(&self) -> u64 {
+        self.array.nexus().sessions()
+    }
+
+    /// Has it say what it has to say, if anybody has seen a sign of trouble since it was asked. Tells the others of a new session.
+    fn look(&mut self, number: u16) -> Result<(), Error> {
+        if self.told.0 != 0 && self.told.0 != self.session() {
+            self.signs.note(Loss::Unflushed);
+        }
+        self.told.0 = self.session();
+        let disturbed = self.signs.disturbed.load(Ordering::Acquire);
+        if self.told.1 != disturbed {
+            self.run(Task { lun: lun_bytes(number), attribute: 1, ..Task::default() })?;
+            self.told.1 = disturbed;
+        }
+        Ok(())
     }
 }
 
 impl Production {
     /// LUN `number` of `array`, which has `block_count` blocks. Logs in when it is first read.
     pub fn new(array: &Array, number: u16, name: &str, block_count: u64) -> Production {
+        let signs = Arc::clone(&array.signs);
         let array = Blocking::new(array.own_remote(number));
-        let session = Mutex::new(OwnSession { array, ear: Ear::default(), resets: 0 });
-        Production { session, number, name: name.to_owned(), block_count, known: Mutex::default() }
+        let session = Mutex::new(OwnSession {
+            array,
+            ear: Ear::default(),
+            resets: 0,
+            told: (0, 0),
+            signs: Arc::clone(&signs),
+        });
+        Production { signs, session, number, name: name.to_owned(), block_count, known: Mutex::default() }
     }
 
     /// Size in blocks.
@@ -149,8 +184,20 @@ impl Production {
     pub fn generation(&self) -> Result<u64, LunError> {
         let mut own = self.session.lock();
         own.array.attend(SIGHT_LIMIT).map_err(|error| self.fault(error.to_string()))?;
+        own.look(self.number).map_err(|error| self.fault(error.to_string()))?;
         self.ask(&mut own);
-        Ok(own.array.nexus().sessions() + own.resets)
+        Ok(own.session() + own.resets)
+    }
+
+    /// Rises whenever anybody sees a sign that the array may have lost something of any LUN, which [`Production::generation`] finds out of
+    /// this one.
+    pub fn disturbed(&self) -> u64 {
+        self.signs.disturbed.load(Ordering::Acquire)
+    }
+
+    /// Rises whenever nothing that the array has answered is certain any more.
+    pub fn lost(&self) -> u64 {
+        self.signs.lost.load(Ordering::Acquire)
     }
 
     /// The array's names for it (VPD page 83h), the best first; none as long as it has not been in sight.
@@ -178,7 +225,7 @@ impl Production {
         match asked {
             Ok((page, capacity)) => {
                 // Past whatever a new session has to hear first.
-                own.ear.hear(session, &[]);
+                own.ear.hear(session, 0, 0, &[]);
                 // T10, EUI-64 and NAA are nobody else's (SPC-4 7.8.6); a vendor's own form may be another LUN's too.
                 let mut names = Designator::of_page(&page.unwrap_or_default());
                 names.retain(|name| matches!(name.kind(), 1..=3));

@@ -226,8 +226,8 @@ pub fn changes_block_size(cdb: &[u8; 16], data_out: &[u8], block_count: u64) -> 
 /// Whether a command that ended otherwise than GOOD has certainly changed nothing (SAM-5 5.3.1; sense keys of SPC-4 4.5.6).
 pub fn changed_nothing(command: &Command, status: u8, sense: &[u8]) -> bool {
     match status {
-        // BUSY, RESERVATION CONFLICT, TASK SET FULL, ACA ACTIVE: never begun.
-        0x08 | 0x18 | 0x28 | 0x30 => true,
+        // BUSY, RESERVATION CONFLICT, TASK SET FULL, ACA ACTIVE: never begun; of what an array does in steps they may be a step's.
+        0x08 | 0x18 | 0x28 | 0x30 => !matches!(command, Command::WriteUsingToken { .. }),
         // An earlier command's end: this one was not executed. But nothing is certain of an array that has such errors.
         0x02 if is_deferred(sense) => false,
         0x02 => {

@@ -3,7 +3,7 @@
 use super::loss::Loss;
 use super::lun::{Begun, Production, Recorder, Taken};
 use crate::lun::{Change, CopyPiece, FlushDone, LunError};
-use crate::splitter::{self, OnJournalFailure, Split, SplitOptions, Status, Wanted};
+use crate::splitter::{self, OnJournalFailure, Split, SplitOptions, Status, Wanted, WhenRead};
 use parking_lot::RwLock;
 use playhead_journal::files::Files;
 use playhead_journal::Volume;
@@ -34,6 +34,14 @@ impl splitter::Production for Production {
 
     fn generation(&self) -> Result<u64, LunError> {
         Production::generation(self)
+    }
+
+    fn disturbed(&self) -> u64 {
+        Production::disturbed(self)
+    }
+
+    fn lost(&self) -> u64 {
+        Production::lost(self)
     }
 }
 
@@ -159,8 +167,14 @@ impl Recorder for Replica {
         );
         match what {
             Loss::Unflushed => split.compare_marked(),
-            // Not on the medium yet, it is all the same compared now; only a crash meanwhile could forget it.
-            Loss::Anything => split.compare_all().unwrap_or_else(|e| log::error!("{e}")),
+            Loss::Anything => split.distrust(),
+        }
+    }
+
+    fn read_back(&self, taken: Taken, when_read: WhenRead) {
+        match (self.split.read_recursive().as_ref(), Replica::own(taken)) {
+            (Some(split), Some(taken)) => split.read_back(taken, when_read),
+            _ => when_read(Err(self.gone())),
         }
     }
 

@@ -8,11 +8,12 @@ use super::answers::{Answers, Ending};
 use super::commands::{Asked, Source};
 use super::links::Links;
 use super::outbox::Event as Message;
-use super::parts::{fabric, Parts, Taking};
+use super::parts::{fabric, Parts, Reading, Taking};
 use super::session::{Session, View};
 use super::tasks::{outcome, Answer};
 use crate::fabric::plan::{self, Plan, TRANSFER_BYTES_MAX};
 use crate::fabric::{copy, edit, record, FabricLun};
+use crate::lun::LunError;
 use crate::scsi::{self, LogicalUnit, Offload, Refusal};
 use playhead_initiator::{Done, Event, Outcome, Task};
 use playhead_wire::iscsi::request::{function, ScsiCommand};
@@ -36,6 +37,8 @@ struct Forwarded {
     asked: Asked,
     view: View,
     plan: Plan,
+    /// Operation code.
+    code: u8,
     link: usize,
     /// Bytes of data in either direction that it may hold.
     held_bytes: usize,
@@ -45,12 +48,24 @@ struct Forwarded {
     saved_bytes: u64,
     /// The command, until it is sent.
     task: Option<Task>,
-    /// The nexus' tag, once it is.
+    /// The nexus' tag, once it is; none again when nothing of it is at the array any more.
     tag: Option<u64>,
+    /// The tag it was sent with.
+    sent: Option<u64>,
+    /// How it ended at the array, while what came of it is read back.
+    ended: Option<Ended>,
     /// Ended by task management: the host hears nothing of it. What became of it at the array only its outcome tells.
     aborted: bool,
     /// The array has been asked to end it, because another session's reset should have.
     asked_to_end: bool,
+}
+
+/// What the host is answered.
+struct Ended {
+    ending: Ending,
+    sense: Vec<u8>,
+    /// Once the journal is durable.
+    to_flush: bool,
 }
 
 /// Task management that the array has to answer.
@@ -277,6 +292,7 @@ impl Session {
             asked: *asked,
             view: view.clone(),
             plan: planned,
+            code: request.cdb[0],
             link,
             held_bytes,
             write_bytes: task.write_bytes,
@@ -284,6 +300,8 @@ impl Session {
             saved_bytes,
             task: Some(task),
             tag: None,
+            sent: None,
+            ended: None,
             aborted: false,
             asked_to_end: false,
         };
@@ -345,7 +363,7 @@ impl Session {
         };
         if let Some(task) = command.task.take() {
             let tag = link.nexus.submit(task);
-            command.tag = Some(tag);
+            (command.tag, command.sent) = (Some(tag), Some(tag));
             link.numbers.insert(tag, number);
         }
     }
@@ -355,6 +373,14 @@ impl Session {
         self.forwarding.held_bytes -= command.held_bytes;
         self.shared.held_bytes.fetch_sub(command.held_bytes, Ordering::Relaxed);
         Some(command)
+    }
+
+    /// Takes a command back that is not over after all.
+    fn keep_forwarded(&mut self, number: u64, mut command: Forwarded) {
+        command.tag = None;
+        self.forwarding.held_bytes += command.held_bytes;
+        self.shared.held_bytes.fetch_add(command.held_bytes, Ordering::Relaxed);
+        self.forwarding.commands.insert(number, command);
     }
 
     /// Does what arrays are ready for, and answers what they have answered.
@@ -418,13 +444,15 @@ impl Session {
             }
             Outcome::Status { status, sense, residual } => {
                 let link = self.forwarding.links.get(at);
-                if let Some(loss) = link.and_then(|link| link.hear(lun.address(), &sense)) {
+                if let Some(loss) =
+                    link.and_then(|link| link.hear(lun.address(), command.code, status, &sense))
+                {
                     lun.recorder().lost(loss);
                 }
                 let Done { data_in, data_out, .. } = done;
                 let mut ending = command.asked.ending(status, 0);
                 ending.residual = residual;
-                self.status_of(&mut command, lun, ending, sense, data_in, &data_out);
+                self.status_of((number, command), lun, ending, sense, data_in, &data_out);
                 self.transfers.recycle(data_out);
             }
         }
@@ -432,7 +460,7 @@ impl Session {
 
     fn status_of(
         &mut self,
-        command: &mut Forwarded,
+        (number, mut command): (u64, Forwarded),
         lun: &FabricLun,
         mut ending: Ending,
         sense: Vec<u8>,
@@ -442,21 +470,27 @@ impl Session {
         let view = command.view.clone();
         let good = ending.status == status::GOOD;
         let mut to_flush = false;
+        let handle = Arc::clone(&self.handle);
+        let reading = || Reading::new(&handle, number);
+        let mut read_back = None;
         match command.plan {
             Plan::Change(_) | Plan::Copy(_) => {
                 let recorded = match command.plan {
                     Plan::Change(change) => {
                         to_flush = good && record::is_durable(&change);
-                        self.record(command, &change, lun, (&ending, &sense), data_out)
+                        self.record(&mut command, &change, lun, (&ending, &sense), data_out, reading)
                     }
-                    _ => self.record_copy(command, &mut ending, &sense),
+                    _ => self.record_copy(&mut command, &mut ending, &sense, reading),
                 };
-                if let Err(sense) = recorded {
-                    if !command.aborted {
-                        let moved = u64::from(command.write_bytes);
-                        self.refuse_of(&view.unit, &command.asked, Refusal::Check(sense), moved);
+                match recorded {
+                    Ok(reading) => read_back = reading,
+                    Err(sense) => {
+                        if !command.aborted {
+                            let moved = u64::from(command.write_bytes);
+                            self.refuse_of(&view.unit, &command.asked, Refusal::Check(sense), moved);
+                        }
+                        return;
                     }
-                    return;
                 }
             }
             Plan::Flush { .. } => to_flush = good,
@@ -477,6 +511,12 @@ impl Session {
         if command.aborted {
             return;
         }
+        if read_back.is_some() {
+            // Whoever lets go of it last has the host answered.
+            command.ended = Some(Ended { ending, sense, to_flush });
+            self.keep_forwarded(number, command);
+            return;
+        }
         if to_flush && !matches!(command.plan, Plan::Flush { immediate: true }) {
             self.start_flush(&view, vec![ending]);
         } else {
@@ -490,7 +530,27 @@ impl Session {
         }
     }
 
-    /// Records what became of a change. An error is what the host is to be told instead of the array's status.
+    /// What a command came to has been read back: its host is answered, unless somebody has ended it meanwhile.
+    pub(super) fn answer_read_back(&mut self, number: u64, failed: Option<LunError>) {
+        let Some(ended) = self.forwarding.commands.get_mut(&number).and_then(|command| command.ended.take())
+        else {
+            return;
+        };
+        let Some(command) = self.take_forwarded(number) else {
+            return;
+        };
+        if let Some(error) = failed {
+            let (sense, moved) = (scsi::sense_of_write(&error), u64::from(command.write_bytes));
+            self.refuse_of(&command.view.unit, &command.asked, Refusal::Check(sense), moved);
+        } else if ended.to_flush {
+            self.start_flush(&command.view, vec![ended.ending]);
+        } else {
+            self.answers.pass_on(&ended.ending, &ended.sense, &[]);
+        }
+    }
+
+    /// Records what became of a change, or has it read back: then the host is answered when nobody holds what is returned any more. An
+    /// error is what the host is to be told instead of the array's status.
     fn record(
         &mut self,
         command: &mut Forwarded,
@@ -498,7 +558,8 @@ impl Session {
         lun: &FabricLun,
         (ending, sense): (&Ending, &[u8]),
         data_out: &[u8],
-    ) -> Result<(), Sense> {
+        reading: impl Fn() -> Arc<Reading>,
+    ) -> Result<Option<Arc<Reading>>, Sense> {
         let view = &command.view;
         let recorder = lun.recorder();
         if ending.status != status::GOOD {
@@ -507,12 +568,12 @@ impl Session {
             } else {
                 command.parts.unknown();
             }
-            return Ok(());
+            return Ok(None);
         }
         let blocks = command.parts.changed_blocks();
-        let Some(taken) = command.parts.only() else {
-            return Ok(());
-        };
+        if blocks == 0 {
+            return Ok(None);
+        }
         let written = u64::from(command.write_bytes);
         self.handle.written_bytes.fetch_add(written, Ordering::Relaxed);
         view.unit.count_written(&view.nexus, written);
@@ -521,16 +582,18 @@ impl Session {
             view.nexus.served(offload, if offload == Offload::Ats { 0 } else { saved });
         }
         let block_count = view.unit.lun().block_count();
-        match record::changes(change, data_out, block_count, lun.unmapped_reads_zeros()) {
-            // It took less than it was given, or wanted more.
-            Some(_) if ending.residual != Residual::None => {
-                recorder.unknown(taken);
-                Ok(())
+        let changes = record::changes(change, data_out, block_count, lun.unmapped_reads_zeros());
+        // With a residual it took less than it was given, or wanted more.
+        match changes.filter(|_| ending.residual == Residual::None) {
+            Some(changes) => {
+                let taken = command.parts.only();
+                let captured = taken.map_or(Ok(()), |taken| recorder.capture(taken, &changes));
+                captured.map(|()| None).map_err(|error| scsi::sense_of_write(&error))
             }
-            Some(changes) => recorder.capture(taken, &changes).map_err(|error| scsi::sense_of_write(&error)),
             None => {
-                recorder.unknown(taken);
-                Ok(())
+                let reading = reading();
+                command.parts.read_back(&reading);
+                Ok(Some(reading))
             }
         }
     }
@@ -541,15 +604,17 @@ impl Session {
         command: &mut Forwarded,
         ending: &mut Ending,
         sense: &[u8],
-    ) -> Result<(), Sense> {
+        reading: impl Fn() -> Arc<Reading>,
+    ) -> Result<Option<Arc<Reading>>, Sense> {
         if ending.status != status::GOOD {
             if copy::never_begun(ending.status, sense) {
                 command.parts.let_go();
             } else {
                 command.parts.unknown();
             }
-            return Ok(());
+            return Ok(None);
         }
+        let reading = reading();
         let took_all = ending.residual == Residual::None;
         // The list was ours: of the host's own all is used.
         let list_bytes = match command.plan {
@@ -558,11 +623,12 @@ impl Session {
         };
         ending.residual = Residual::of(command.asked.expected_bytes, u64::from(list_bytes));
         if !took_all {
-            command.parts.unknown();
-            return Ok(());
+            command.parts.read_back(&reading);
+            return Ok(Some(reading));
         }
         command.view.nexus.served(Offload::Xcopy, command.saved_bytes);
-        command.parts.copied().map_err(|error| scsi::sense_of_write(&error))
+        let copied = command.parts.copied(&reading).map_err(|error| scsi::sense_of_write(&error));
+        copied.map(|()| Some(reading))
     }
 
     /// Ends commands that another session's reset or CLEAR TASK SET has ended at the array.
@@ -708,7 +774,7 @@ impl Session {
         }
         // What was sent after the function is none of its business, and may be executed.
         let of_unit = |command: &Forwarded| {
-            Arc::ptr_eq(&command.view.unit, &asking.view.unit) && command.tag.is_some_and(|sent| sent < tag)
+            Arc::ptr_eq(&command.view.unit, &asking.view.unit) && command.sent.is_some_and(|sent| sent < tag)
         };
         let ended: Vec<u64> = match asking.number {
             Some(number) => vec![number],

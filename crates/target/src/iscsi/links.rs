@@ -70,15 +70,18 @@ impl ArrayLink {
                     self.down_since = Some(Instant::now());
                     log::warn!("{why}; hosts are told to wait (as {})", self.key.0);
                 }
+                self.array.signs.note(Loss::Unflushed);
             }
             _ => return,
         }
         self.place.lock().status = self.nexus.status();
     }
 
-    /// An answer of the LUN at `address`: what its `sense` says to be lost, if anything.
-    pub(super) fn hear(&mut self, address: [u8; 8], sense: &[u8]) -> Option<Loss> {
-        self.ears.entry(address).or_default().hear(self.nexus.sessions(), sense)
+    /// An answer of the LUN at `address` to the operation code `code`: what it says to be lost, if anything.
+    pub(super) fn hear(&mut self, address: [u8; 8], code: u8, status: u8, sense: &[u8]) -> Option<Loss> {
+        let loss = self.ears.entry(address).or_default().hear(self.nexus.sessions(), code, status, sense)?;
+        self.array.signs.note(loss);
+        Some(loss)
     }
 
     fn name(&self) -> &str {

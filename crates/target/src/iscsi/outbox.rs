@@ -18,6 +18,8 @@ pub(super) enum Event {
     Worked(u64, JobEnd),
     /// The extents that the forwarded command of this number waits for may be free.
     Forward(u64),
+    /// What the forwarded command of this number came to has been read back, or is not to be told to have come to its end.
+    ReadBack(u64, Option<LunError>),
     /// The target's units changed.
     UnitsChanged,
     /// End now: the session is reinstated elsewhere, or it was reset away.

@@ -5,8 +5,10 @@
 //! None of it waits: who has to is told when to go on.
 
 use super::links::ArrayLink;
+use super::outbox::Event as Message;
+use super::registry::Handle;
 use crate::fabric::record::Range;
-use crate::fabric::{copy, FabricLun, Taken};
+use crate::fabric::{copy, Array, FabricLun, Taken};
 use crate::lun::LunError;
 use crate::scsi::LogicalUnit;
 use crate::splitter::Wanted;
@@ -76,6 +78,18 @@ impl Part {
         }
     }
 
+    /// Nobody knows what became of it, and it is over; the host waits until it has been read, if it can.
+    fn read_back(&mut self, reading: &Arc<Reading>) {
+        if !self.changes() {
+            return self.let_go();
+        }
+        if let (Some(lun), Some(taken)) = (fabric(&self.unit), self.taken.take()) {
+            let reading = Arc::clone(reading);
+            let when_read = move |outcome: Result<(), LunError>| *reading.failed.lock() = outcome.err();
+            lun.recorder().read_back(taken, Box::new(when_read));
+        }
+    }
+
     /// Nobody knows what became of it, and it is over.
     fn unknown(&mut self) {
         if !self.changes() {
@@ -84,6 +98,25 @@ impl Part {
         if let (Some(lun), Some(taken)) = (fabric(&self.unit), self.taken.take()) {
             lun.recorder().unknown(taken);
         }
+    }
+}
+
+/// Kept by all that is read back of one command, until it has been; then, dropped, it has the command answered.
+pub(super) struct Reading {
+    handle: Arc<Handle>,
+    number: u64,
+    failed: Mutex<Option<LunError>>,
+}
+
+impl Reading {
+    pub(super) fn new(handle: &Arc<Handle>, number: u64) -> Arc<Reading> {
+        Arc::new(Reading { handle: Arc::clone(handle), number, failed: Mutex::default() })
+    }
+}
+
+impl Drop for Reading {
+    fn drop(&mut self) {
+        self.handle.outbox.push(Message::ReadBack(self.number, self.failed.get_mut().take()));
     }
 }
 
@@ -173,6 +206,11 @@ impl Parts {
         self.all.iter_mut().for_each(Part::unknown);
     }
 
+    /// As [`Parts::unknown`], before the host is answered, where that does not take long.
+    pub(super) fn read_back(&mut self, reading: &Arc<Reading>) {
+        self.all.iter_mut().for_each(|part| part.read_back(reading));
+    }
+
     /// It is lost, and the array may execute it yet: what is to be changed stays taken, and is read back when it is over for certain.
     pub(super) fn doubt(&mut self, link: Option<&ArrayLink>) {
         for part in &mut self.all {
@@ -194,16 +232,21 @@ impl Parts {
         self.all.first_mut().and_then(|part| part.taken.take())
     }
 
-    /// The array has copied everything. What is only read is let go of when all is recorded.
+    /// The array has copied everything. What is only read is let go of when all is recorded. What no record says is read back.
     ///
     /// Errors: of the first LUN that could not record it. The others are recorded all the same.
-    pub(super) fn copied(&mut self) -> Result<(), LunError> {
+    pub(super) fn copied(&mut self, reading: &Arc<Reading>) -> Result<(), LunError> {
         let mut outcome = Ok(());
         for at in 0..self.all.len() {
             let copied = self.all[at].copied.take();
             let source = copied.as_ref().map(|(from, _)| Arc::clone(&self.all[*from].unit));
+            // Signs of trouble at one of them are signs for the other.
+            let array = fabric(&self.all[at].unit).map(FabricLun::array);
+            let source = source.as_deref().and_then(fabric).filter(|lun| {
+                let signs = |array: &Arc<Array>| Arc::ptr_eq(&array.signs, &lun.array().signs);
+                lun.production().is_steady() && array.is_some_and(signs)
+            });
             let part = &mut self.all[at];
-            let source = source.as_deref().and_then(fabric).filter(|lun| lun.production().is_steady());
             match (fabric(&part.unit).filter(|_| part.changes()), copied, source) {
                 (Some(lun), Some((_, pieces)), Some(source)) => {
                     if let Some(taken) = part.taken.take() {
@@ -211,7 +254,7 @@ impl Parts {
                         outcome = outcome.and(lun.recorder().capture_copy(taken, &**recorder, &pieces));
                     }
                 }
-                (Some(_), ..) => part.unknown(),
+                (Some(_), ..) => part.read_back(reading),
                 (None, ..) => {}
             }
         }

@@ -313,6 +313,7 @@ impl Session {
                 Event::Worked(number, end) => self.worked(number, end),
                 Event::UnitsChanged => {}
                 Event::Forward(number) => self.begin_forwarded(number),
+                Event::ReadBack(number, failed) => self.answer_read_back(number, failed),
                 Event::Close => return Err(Ended::Done),
                 Event::Removed => {
                     self.announce_end();

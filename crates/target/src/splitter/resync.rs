@@ -24,7 +24,7 @@ use super::{
 use crate::lun::LunError;
 
 /// Blocks compared at once.
-const CHUNK_BLOCKS: u64 = (1 << 20) / BLOCK_BYTES as u64;
+pub(super) const CHUNK_BLOCKS: u64 = (1 << 20) / BLOCK_BYTES as u64;
 /// Blocks that are recorded together if one of them differs: a page.
 const PIECE_BLOCKS: usize = 8;
 /// How often there is a look at what nobody has asked for.
@@ -35,7 +35,7 @@ const PATIENCE: Duration = Duration::from_millis(200);
 const EXTENTS: usize = 64;
 
 /// Why a comparison could not go on.
-enum Trouble {
+pub(super) enum Trouble {
     /// Production or replica cannot be read.
     Read(LunError),
     /// The journal refused.
@@ -87,8 +87,13 @@ impl Shared {
 
     /// Whether production is the one that was flushed last; if not it may have lost what was not, all of which is marked: that is compared.
     fn watch(&self) -> Result<bool, LunError> {
+        let (disturbed, lost) = (self.production.disturbed(), self.production.lost());
+        if std::mem::replace(&mut self.inside.lock().lost_count, lost) != lost {
+            self.distrust();
+        }
         let now = self.production.generation()?;
         let mut inside = self.inside.lock();
+        inside.disturbed = disturbed;
         let before = std::mem::replace(&mut inside.generation, now);
         if now == before {
             return Ok(true);
@@ -103,6 +108,16 @@ impl Shared {
             log::info!("{}: production was out of sight; {regions} regions are compared with it", self.name);
         }
         Ok(false)
+    }
+
+    /// All of production differs from now on.
+    pub(super) fn distrust(&self) {
+        let mut inside = self.inside.lock();
+        if let Err(e) = inside.marks.all_differ() {
+            log::error!("{}: its change map cannot be written: {e}", self.name);
+        }
+        inside.note_lag();
+        inside.woken = true;
     }
 
     /// Whether a journal that has refused takes records again. What is captured from then on follows a RESYNC_BEGIN, if anything is
@@ -192,6 +207,15 @@ impl Shared {
                     next = next.or_else(|| inside.marks.differs().next(0));
                 }
                 let Some(region) = next else { return };
+                let disturbed = inside.disturbed;
+                if disturbed != self.production.disturbed() {
+                    drop(inside);
+                    // What has been compared already may be gone.
+                    if self.watch().is_err() {
+                        return;
+                    }
+                    inside = self.inside.lock();
+                }
                 inside.looked_at = Some(region);
                 inside.marks.look_at(region);
                 (region, inside.marks.blocks(region, self.volume.block_count()))
@@ -241,7 +265,12 @@ impl Shared {
         Ok(())
     }
 
-    fn compare_taken(&self, blocks: Range<u64>, buffers: &mut (Vec<u8>, Vec<u8>)) -> Result<(), Trouble> {
+    /// Records what makes the replica equal to production in `blocks`, which somebody has taken.
+    pub(super) fn compare_taken(
+        &self,
+        blocks: Range<u64>,
+        buffers: &mut (Vec<u8>, Vec<u8>),
+    ) -> Result<(), Trouble> {
         let mut at = blocks.start;
         while at < blocks.end {
             let left = blocks.end - at;

@@ -8,7 +8,8 @@
 //!    production and journal in one order ([`super::takes`]), and has their regions marked on the medium ([`super::change_map`]).
 //! 2. The caller changes production.
 //! 3. It did change: [`Split::capture`] puts it into the journal, then the host is answered. It certainly did not:
-//!    [`Split::unchanged`]. Anything else: [`Split::unknown`], and production is read. A [`Taken`] that is dropped is unknown.
+//!    [`Split::unchanged`]. Anything else: [`Split::unknown`], and production is read, or [`Split::read_back`], and it is read first
+//!    ([`super::read_back`]). A [`Taken`] that is dropped is unknown.
 //!
 //! As long as anything differs, what is captured lies between RESYNC_BEGIN and RESYNC_END: the former is in the log before the first
 //! record that follows a change which is missing. When the journal refuses, the group's choice decides ([`OnJournalFailure`]).
@@ -16,6 +17,7 @@
 //! Locks: `span` -> the journal's; `syncing` -> `inside`; `state` -> the group's `log`, for a look at the room. Callbacks are called with nothing held.
 
 use std::{
+    collections::VecDeque,
     ops::Range,
     path::PathBuf,
     sync::Arc,
@@ -29,6 +31,7 @@ use playhead_journal::{files::Files, Change, CopyPiece, Lsn, Volume};
 use super::{
     change_map::{ChangeMap, MapOf, Stamp},
     marks::Marks,
+    read_back::WhenRead,
     takes::{Takes, Wanted},
 };
 use crate::lun::{FlushDone, LunError};
@@ -50,6 +53,16 @@ pub trait Production: Send + Sync {
     /// Errors: it is not in sight.
     fn generation(&self) -> Result<u64, LunError> {
         Ok(0)
+    }
+
+    /// Rises with every sign that [`Production::generation`] may have risen, and costs nothing to ask.
+    fn disturbed(&self) -> u64 {
+        0
+    }
+
+    /// Rises whenever nothing that production has ever answered is certain any more: all of it is to be compared.
+    fn lost(&self) -> u64 {
+        0
     }
 
     /// Whether there is data at `lba`, or certainly zeros, and for how many blocks at least (1 to `count`).
@@ -165,8 +178,10 @@ pub(super) struct Inside {
     pub(super) refused: Option<LunError>,
     /// Why production is not there.
     pub(super) lost: Option<String>,
-    /// The production that what is not marked equals.
+    /// The production that what is not marked equals: see [`Production::generation`], and the signs that were seen before it was asked.
     pub(super) generation: u64,
+    pub(super) disturbed: u64,
+    pub(super) lost_count: u64,
     /// Why it could not be read.
     pub(super) unreadable: Option<LunError>,
     pub(super) choice: OnJournalFailure,
@@ -174,6 +189,8 @@ pub(super) struct Inside {
     pub(super) since_ns: u64,
     /// The tender has something to do.
     pub(super) woken: bool,
+    /// To be read back, in this order.
+    pub(super) to_read: VecDeque<(Taken, WhenRead)>,
     pub(super) closed: bool,
 }
 
@@ -231,11 +248,13 @@ pub(super) struct Shared {
     pub(super) queued: Condvar,
     /// Wakes the tender.
     pub(super) tending: Condvar,
+    /// Wakes the reader.
+    pub(super) reading: Condvar,
 }
 
 /// The split of one volume. Dropping it stops its threads and leaves the map as a crash would; [`Split::close`] leaves it in order.
 pub struct Split {
-    shared: Arc<Shared>,
+    pub(super) shared: Arc<Shared>,
     threads: Mutex<Vec<JoinHandle<()>>>,
 }
 
@@ -289,10 +308,13 @@ impl Split {
             refused: None,
             lost: None,
             generation: 0,
+            disturbed: 0,
+            lost_count: production.lost(),
             unreadable: None,
             choice: on_journal_failure,
             total_bytes: 0,
             since_ns: marks.map.header().since_ns,
+            to_read: VecDeque::new(),
             closed: false,
             marks,
         };
@@ -308,9 +330,11 @@ impl Split {
             syncing: Mutex::new(()),
             queued: Condvar::new(),
             tending: Condvar::new(),
+            reading: Condvar::new(),
         });
         type Work = (&'static str, fn(&Arc<Shared>));
-        let work: [Work; 2] = [("mark", Shared::run_marker), ("tend", Shared::run_tender)];
+        let work: [Work; 3] =
+            [("mark", Shared::run_marker), ("tend", Shared::run_tender), ("read", Shared::run_reader)];
         let split = Split { shared, threads: Mutex::default() };
         for (what, run) in work {
             let shared = Arc::clone(&split.shared);
@@ -374,6 +398,12 @@ impl Split {
                 inside.note_lag();
             }
         }
+        self.shared.wake();
+    }
+
+    /// Nothing that production has answered is certain any more: all of it differs from now on, and is compared. Waits for no medium.
+    pub fn distrust(&self) {
+        self.shared.distrust();
         self.shared.wake();
     }
 
@@ -444,7 +474,8 @@ impl Split {
             pieces.iter().map(|p| p.source_lba..p.source_lba.saturating_add(p.count)).collect();
         let in_step = {
             let inside = source.shared.inside.lock();
-            !inside.differs_in(&sources) && inside.refused.is_none()
+            let sure = inside.generation != 0 && inside.disturbed == source.shared.production.disturbed();
+            sure && !inside.differs_in(&sources) && inside.refused.is_none()
         };
         if !in_step {
             self.unknown(taken);
@@ -466,8 +497,7 @@ impl Split {
         self.shared.doubt(taken.number);
     }
 
-    /// Production may have changed, nobody knows how: what was taken is read and compared. So is what production's own rules make of a
-    /// change, such as UNMAP where it does not promise zeros.
+    /// Production may have changed, nobody knows how: what was taken is read and compared.
     pub fn unknown(&self, taken: Taken) {
         self.shared.finish(taken, true);
     }
@@ -519,12 +549,16 @@ impl Split {
         }
         self.shared.queued.notify_all();
         self.shared.tending.notify_all();
+        self.shared.reading.notify_all();
         let threads = std::mem::take(&mut *self.threads.lock());
         for thread in threads {
             if thread.join().is_err() {
                 log::error!("{}: a thread of its split had panicked", self.shared.name);
             }
         }
+        // Nobody is left to read them.
+        let unread = std::mem::take(&mut self.shared.inside.lock().to_read);
+        drop(unread);
     }
 }
 

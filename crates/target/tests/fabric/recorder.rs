@@ -5,7 +5,7 @@ use playhead_journal::Volume;
 use playhead_target::fabric::record::Range;
 use playhead_target::fabric::{Begun, Loss, Production, Recorder, Taken};
 use playhead_target::lun::{Change, CopyPiece, FlushDone, LunError};
-use playhead_target::splitter::Wanted;
+use playhead_target::splitter::{Wanted, WhenRead};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
 #[derive(Default)]
@@ -26,6 +26,8 @@ pub(crate) struct Journalled {
     /// Changes that were in doubt.
     pub(crate) doubts: AtomicU64,
     pub(crate) waits: AtomicU64,
+    /// What waits to be read back, for as long as there is a list.
+    pub(crate) reading: Mutex<Option<Vec<WhenRead>>>,
     /// What the array has said to have lost.
     pub(crate) losses: Mutex<Vec<Loss>>,
 }
@@ -44,6 +46,7 @@ impl Journalled {
             flushes: AtomicU64::new(0),
             doubts: AtomicU64::new(0),
             waits: AtomicU64::new(0),
+            reading: Mutex::default(),
             losses: Mutex::default(),
         }
     }
@@ -127,6 +130,14 @@ impl Recorder for Journalled {
     fn unknown(&self, taken: Taken) {
         let ranges = self.give_back(taken);
         self.unknown.lock().extend(ranges);
+    }
+
+    fn read_back(&self, taken: Taken, when_read: WhenRead) {
+        self.unknown(taken);
+        match &mut *self.reading.lock() {
+            Some(held) => held.push(when_read),
+            None => when_read(Ok(())),
+        }
     }
 
     fn lost(&self, what: Loss) {

@@ -106,3 +106,43 @@ fn a_task_that_waits_here_is_aborted_here() {
     assert_eq!(b.read(8, 512).data, [1; 512]);
     assert!(house.differences().is_empty());
 }
+
+/// UNMAP, whose result only the array knows: the host hears of its end when that has been read back, unless it has ended it itself.
+#[test]
+fn a_command_that_is_being_read_back_is_a_task_like_any_other() {
+    let house = House::new();
+    let mut host = house.host();
+    let list = [&[0, 22, 0, 16, 0, 0, 0, 0][..], &[0, 0, 0, 0, 0, 0, 0, 8, 0, 0, 0, 8, 0, 0, 0, 0]].concat();
+    let unmap = |host: &mut Peer| {
+        let request = host.scsi(&[0x42, 0, 0, 0, 0, 0, 0, 0, 24, 0], 24, &list);
+        host.send(&Request::ScsiCommand(request), &list);
+        request.itt
+    };
+    let held = || house.replica.reading.lock().as_ref().map_or(0, Vec::len);
+    *house.replica.reading.lock() = Some(Vec::new());
+    let first = unmap(&mut host);
+    eventually(|| held() == 1, "it is being read back");
+    // Others are answered meanwhile.
+    assert_eq!(host.read(100, 512).status, 0);
+    let when_read = house.replica.reading.lock().as_mut().and_then(Vec::pop).unwrap();
+    when_read(Ok(()));
+    assert_eq!(host.end_of(first).status, 0);
+    let second = unmap(&mut host);
+    eventually(|| held() == 1, "it is being read back");
+    let abort = manage(&mut host, 1, second);
+    assert_eq!(managed(&mut host), (abort, 0));
+    let when_read = house.replica.reading.lock().take().and_then(|mut held| held.pop()).unwrap();
+    when_read(Ok(()));
+    // No answer comes for the second: the next is that of a read.
+    assert_eq!(host.read(100, 512).status, 0);
+    let third = unmap(&mut host);
+    assert_eq!(host.end_of(third).status, 0);
+    // A session that ends does not wait for what is read back.
+    *house.replica.reading.lock() = Some(Vec::new());
+    unmap(&mut host);
+    eventually(|| held() == 1, "it is being read back");
+    drop(host);
+    eventually(|| house.splitter.sessions().is_empty(), "the session is over");
+    drop(house.replica.reading.lock().take());
+    assert_eq!(house.replica.taken(), 0);
+}

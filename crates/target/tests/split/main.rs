@@ -5,5 +5,6 @@
 mod disk;
 mod full;
 mod order;
+mod read_back;
 mod stage;
 mod storm;

@@ -48,7 +48,11 @@ fn change(stage: &Stage, dice: &mut Dice, limbo: &Mutex<Vec<Taken>>, dying: bool
         // Half of it, and nobody knows which.
         1 => {
             stage.disk.write(lba, &data, dice.below(count));
-            return if fill % 2 == 0 { stage.split.unknown(taken) } else { drop(taken) };
+            return match fill % 3 {
+                0 => stage.split.unknown(taken),
+                1 => stage.split.read_back(taken, Box::new(|_| {})),
+                _ => drop(taken),
+            };
         }
         2 | 3 if dying => {
             stage.disk.write(lba, &data, count);
