@@ -7,6 +7,7 @@ its replica, which would be served as an empty volume otherwise.
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -30,6 +31,10 @@ if TYPE_CHECKING:
     from playhead.group import Group
 
 _log = log.get("volume")
+
+SETTLE_LIMIT_S = 10.0
+"""How long a detachment waits for what hosts had under way when it began."""
+SETTLE_LOOK_S = 0.02
 
 
 class Volumes:
@@ -68,7 +73,11 @@ class Volumes:
         for name in [name for name in found if name not in self._luns]:
             self._luns[name] = self._catalogue.add_export(self._name, name)
         for name, of in self._productions().items():
-            self._open_splitter_or_lose(name, of)
+            if name in self._luns:
+                self._open_splitter_or_lose(name, of)
+            else:
+                # Left behind by a crash: a volume that gets this name one day is not to be that production's replica.
+                self._arrays.forget(self._name, name)
         for name in self._luns:
             self._export(name)
 
@@ -91,8 +100,7 @@ class Volumes:
         mine = self._path("")
         found: dict[str, Production] = dict(self._catalogue.splitters(self._name))
         found |= {path.removeprefix(mine): of for path, of in self._arrays.volumes().items() if path.startswith(mine)}
-        # A crash may have come between the catalogue and the journal.
-        return {name: of for name, of in found.items() if name in self._luns}
+        return found
 
     # What they are.
 
@@ -337,8 +345,7 @@ class Volumes:
                     f"delete it with `playhead volume delete {volume.path}`",
                 )
             if keep_history:
-                self._refuse_out_of_step(volume, volume.splitter.state)
-                self._keep_as_history(volume, of)
+                self._keep_as_history(volume, of, volume.splitter.state)
             else:
                 if images := self._engine.images():
                     image = self._path(images[0]["name"])
@@ -349,14 +356,32 @@ class Volumes:
                 self._remove(volume, of, delete_base=True)
             _log.info("production detached", volume=volume.path, production=of.where, history_kept=keep_history)
 
-    def _keep_as_history(self, volume: Volume, of: Production) -> None:
+    def _keep_as_history(self, volume: Volume, of: Production, state: str) -> None:
+        """The head is production's last state, for certain, or nothing happens: looked at when hosts cannot write any more."""
         name = volume.name
+        self._refuse_out_of_step(volume, state)
         if self._splitters.disk(name):
             self._exports.remove_disk(volume.path)
+        try:
+            self._refuse_out_of_step(volume, self._settled_state(name))
+        except BaseException:
+            self._export(name)
+            raise
         self._splitters.forget(name)
-        self._forget_production(volume, of)
+        # Read-only first: what comes to be without a production in between must not be written to.
         self._remember_read_only(name, True)
+        self._forget_production(volume, of)
         self._export(name)
+
+    def _settled_state(self, name: str) -> str:
+        """Its state once what hosts had under way is over; as it is if that takes long."""
+        deadline = time.monotonic() + SETTLE_LIMIT_S
+        while True:
+            splitter = self._splitters.resource(name)
+            state = splitter.state if splitter else "production-lost"
+            if state in ("synchronised", "production-lost") or time.monotonic() > deadline:
+                return state
+            time.sleep(SETTLE_LOOK_S)
 
     def _forget_production(self, volume: Volume, of: Production) -> None:
         self._splitters.remove_map(volume.uuid)
