@@ -10,6 +10,9 @@ import pytest
 from tests.appliance import Appliance
 from xdist.scheduler import LoadScopeScheduling  # type: ignore[import-untyped]
 
+SPLITTERS_IN_THE_GUEST = ("test_array", "test_attach", "test_path_flip")
+"""Files of `tests/vm` about splitters."""
+
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--soak", action="store_true", help="run the long tests too, at their full length")
@@ -22,11 +25,13 @@ def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> LoadScopeSch
 
 
 class ByFile(LoadScopeScheduling):  # type: ignore[misc]
-    """Hands out whole files, and `tests/vm` as one."""
+    """Hands out whole files, and `tests/vm` as two: each worker has a guest of its own, so that neither is left alone with all of them."""
 
     def _split_scope(self, nodeid: str) -> str:
         path = nodeid.split("::", 1)[0]
-        return str(Path(path).parent) if Path(path).parent.name == "vm" else path
+        if Path(path).parent.name != "vm":
+            return path
+        return f"vm with {'another array' if Path(path).stem in SPLITTERS_IN_THE_GUEST else 'Playhead'}"
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
