@@ -86,6 +86,7 @@ QUICK = [
     "ReadCapacity16",
     "ModeSense6",
     "ExtendedCopy",
+    "ReceiveCopyResults",
     "OrWrite",
     "PrinReadKeys",
     "ProutRegister",
@@ -104,19 +105,10 @@ QUICK = [
 PATIENCE = 5.0
 """How many times as long as on a machine that is not emulated a test may take."""
 
-_NO_COPIES = "Playhead refuses third-party copies, so that hosts copy by reads and writes"
 _READS_FIRST = "LIO does not know the command; Playhead reads a CDB that may change blocks first, and refuses itself what is wrong in it"
 _RESETS = "LIO has no target reset; Playhead makes it one of the LUN"
 _LATE = "LIO lets go of a RESERVE some time after the logout; whether the suite's three tries wait long enough is chance, directly too"
 DIFFERENT: dict[str, tuple[str, str]] = {
-    "ExtendedCopy.Simple": ("skipped", _NO_COPIES),
-    "ExtendedCopy.ParamHdr": ("skipped", _NO_COPIES),
-    "ExtendedCopy.DescrLimits": ("skipped", _NO_COPIES),
-    "ExtendedCopy.DescrType": ("skipped", _NO_COPIES),
-    "ExtendedCopy.ValidTgtDescr": ("skipped", _NO_COPIES),
-    "ExtendedCopy.ValidSegDescr": ("skipped", _NO_COPIES),
-    "ReceiveCopyResults.CopyStatus": ("skipped", _NO_COPIES),
-    "ReceiveCopyResults.OpParams": ("skipped", _NO_COPIES),
     "OrWrite.BeyondEol": ("passed", _READS_FIRST),
     "OrWrite.Protect": ("passed", _READS_FIRST),
     "Sanitize.BlockEraseReserved": ("passed", _READS_FIRST),
