@@ -169,9 +169,10 @@ impl Marks {
 
     /// Everything differs. Durable with the next sync of the map.
     pub(super) fn all_differ(&mut self) -> io::Result<()> {
-        self.map.mark_all()?;
+        // Also if the medium does not take it: what is known to differ is compared all the same.
+        let written = self.map.mark_all();
         self.differs = self.map.marked().clone();
-        Ok(())
+        written
     }
 
     /// Marked regions that may be unmarked once production and journal are durable: those quiet for long, and of the others the longest
