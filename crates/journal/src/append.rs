@@ -18,7 +18,7 @@ use crate::{
     lineage::TimelineId,
     read::CopyInfo,
     record::{record_bytes, CopySource, Header, Opcode, HEADER_BYTES},
-    segment::{first_lsn, Segment, SEGMENT_HEADER_BYTES},
+    segment::{first_lsn, Segment, SegmentNumber, SEGMENT_HEADER_BYTES},
     Error, Lsn, Result,
 };
 
@@ -267,15 +267,34 @@ impl Inner {
     /// Makes the segment behind those that are ready, of a spare one if there is any. The preparer must not be at it.
     pub(crate) fn make_segment(&self, log: &mut Log) -> Result<()> {
         let number = log.active.number + 1 + log.next.len() as u64;
-        let (files, dir) = (&*self.files, &self.dir);
-        let spare = self.spare.lock().pop();
-        let made = match spare {
-            Some(spare) => spare.recycle(files, dir, self.id, number, self.segment_bytes)?,
-            None => Segment::create(files, dir, self.id, number, self.segment_bytes)
-                .map_err(|e| no_space(&self.name, e))?,
-        };
-        log.next.push_back(made);
+        log.next.push_back(self.new_segment(number, false)?);
         Ok(())
+    }
+
+    /// A segment that nobody has, of a spare one if there is any. A new one is written through if that is asked for, and wanted.
+    fn new_segment(&self, number: SegmentNumber, write_through: bool) -> Result<Segment> {
+        let (files, dir, bytes) = (&*self.files, &self.dir, self.segment_bytes);
+        loop {
+            let spare = self.spare.lock().pop();
+            let Some(spare) = spare else { break };
+            let path = spare.path.clone();
+            match spare.recycle(files, dir, self.id, number, bytes) {
+                Ok(segment) => return Ok(segment),
+                Err(e) => {
+                    log::info!("group {}: a spare segment is of no use: {e}", self.name);
+                    let _ = files.remove(&path);
+                }
+            }
+        }
+        let made = Segment::create(files, dir, self.id, number, bytes).and_then(|segment| {
+            if write_through && self.policy.lock().reserve_bytes > 0 {
+                segment.write_through(files, bytes).inspect_err(|_| {
+                    let _ = files.remove(&segment.path);
+                })?;
+            }
+            Ok(segment)
+        });
+        made.map_err(|e| no_space(&self.name, e))
     }
 
     /// Sees to it that enough segments are ready for `drafts`; refuses if there is no space for them. It may let go of the log while
@@ -331,20 +350,7 @@ impl Inner {
             log.preparing = true;
             log.active.number + 1 + log.next.len() as u64
         };
-        let spare = self.spare.lock().pop();
-        let made = match spare {
-            Some(spare) => spare.recycle(&*self.files, &self.dir, self.id, number, self.segment_bytes),
-            None => Segment::create(&*self.files, &self.dir, self.id, number, self.segment_bytes).and_then(
-                |segment| {
-                    if write_through && self.policy.lock().reserve_bytes > 0 {
-                        segment.write_through(&*self.files, self.segment_bytes).inspect_err(|_| {
-                            let _ = self.files.remove(&segment.path);
-                        })?;
-                    }
-                    Ok(segment)
-                },
-            ),
-        };
+        let made = self.new_segment(number, write_through);
         let mut log = self.log.lock();
         log.preparing = false;
         let ok = made.is_ok();
@@ -352,7 +358,8 @@ impl Inner {
             Ok(segment) => log.next.push_back(segment),
             Err(e) => {
                 log::warn!("group {}: the next segment cannot be made ahead: {e}", self.name);
-                if log.next.is_empty() {
+                // Only a full medium is helped by giving up history; any other failure must not cost any.
+                if log.next.is_empty() && matches!(e, Error::NoSpace { .. }) {
                     self.keeper.ask_for_room();
                 }
             }

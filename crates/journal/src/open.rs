@@ -442,13 +442,17 @@ fn discard_strays(files: &dyn Files, dir: &Path, memory: &Memory, tail: &mut Tai
     let logs = log_dir(dir);
     let last = tail.segments.last_key_value().map_or(0, |(n, _)| *n);
     let mut spare = Vec::new();
-    for name in files.list(&logs).doing("listing", &logs)? {
-        let number = segment_number(&name);
+    let names: BTreeSet<String> = files.list(&logs).doing("listing", &logs)?.into_iter().collect();
+    for name in &names {
+        let number = segment_number(name);
         if number.is_some_and(|n| tail.segments.contains_key(&n)) {
             continue;
         }
-        let path = logs.join(&name);
-        if number.is_some_and(|n| n > last) || name.ends_with(".spare") {
+        let path = logs.join(name);
+        let set_aside = name.ends_with(".spare");
+        // One of that number may have been set aside before: its name is taken.
+        let nameless = number.is_some() && names.contains(&name.replace(".seg", ".spare"));
+        if set_aside || number.is_some_and(|n| n > last && !nameless) {
             tail.recovery.discarded_bytes += memory.segment_bytes;
             if let Some(segment) = Segment::set_aside(files, &path, memory.segment_bytes) {
                 spare.push(segment);

@@ -15,7 +15,7 @@ use model::{
     rope::{Rope, Run},
     Act,
 };
-use playhead_journal::{files::Files, BookmarkKind, Error, Group, NewBase, Options, Policy, Volume};
+use playhead_journal::{files::Files, BookmarkKind, Change, Error, Group, NewBase, Options, Policy, Volume};
 
 const DIR: &str = "/store/g";
 const OPTIONS: Options = Options { segment_bytes: 64 << 10, background: false };
@@ -519,4 +519,52 @@ fn a_group_opens_once() {
     group.close().unwrap();
     drop(group);
     open(&medium).unwrap();
+}
+
+/// Only a full medium is helped by giving up history.
+#[test]
+fn a_medium_that_fails_costs_no_history() {
+    let (medium, group) = create();
+    group.close().unwrap();
+    drop(group);
+    let options = Options { background: true, ..OPTIONS };
+    let group = Group::open(medium.files(), Path::new(DIR), &options).unwrap();
+    let (volume, edge) = (group.volume("v").unwrap(), group.window().edge);
+    let write = || volume.submit(&[Change::Write { lba: 0, data: &[5; 16 * BLOCK_BYTES] }]);
+    while group.head().lsn < 4 * OPTIONS.segment_bytes {
+        write().unwrap();
+    }
+    medium.set_fault(Some(Box::new(|b| {
+        (is_log(&b.path) && b.operation == Operation::Allocate).then_some(IO_ERROR)
+    })));
+    let refused =
+        (0..100).find_map(|_| write().err()).expect("there is no end to the segments that are ready");
+    assert!(matches!(refused, Error::Io { .. }), "{refused}");
+    // What the keeper has been asked for, it has done when a round of ours is over.
+    std::thread::sleep(std::time::Duration::from_millis(300));
+    let _ = group.tend();
+    assert_eq!(group.window().edge, edge);
+    medium.set_fault(None);
+    write().unwrap();
+    group.close().unwrap();
+}
+
+/// What crashes have left beyond the end of the log may be there under both names that a segment can have.
+#[test]
+fn segments_that_are_left_over_twice_are_no_hindrance() {
+    let (medium, group) = create();
+    group.close().unwrap();
+    drop(group);
+    let segment = files_ending(&medium, ".seg").pop().unwrap();
+    let bytes = medium.bytes_of(&segment).unwrap();
+    for number in 7..9 {
+        for ending in ["seg", "spare"] {
+            medium.poke(&segment.with_file_name(format!("{number:016x}.{ending}")), 0, &bytes);
+        }
+    }
+    let group = open(&medium).unwrap();
+    let volume = group.volume("v").unwrap();
+    while group.head().lsn < 8 * OPTIONS.segment_bytes {
+        volume.submit(&[Change::Write { lba: 0, data: &[5; 16 * BLOCK_BYTES] }]).unwrap();
+    }
 }
