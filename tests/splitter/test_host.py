@@ -10,12 +10,15 @@ import random
 import struct
 import subprocess
 import time
+from collections.abc import Callable
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 from urllib.parse import unquote, urlsplit
 
 import pytest
 from tests.appliance import Appliance, wait_until
+from tests.blockdev import itself, loop_device
 from tests.control import io
 from tests.crash.load import BLOCK_BYTES, ZEROS, Memory, Writer, block_bytes, whole_disk
 
@@ -179,31 +182,37 @@ def test_file_and_head_are_equal_after_every_sigkill(appliance: Appliance, tmp_p
     assert acknowledged > kills
 
 
+@pytest.mark.parametrize("where", [itself, loop_device])
 def test_a_clean_stop_leaves_nothing_to_compare_and_what_others_changed_is_found(
-    appliance: Appliance, tmp_path: Path
+    appliance: Appliance, tmp_path: Path, where: Callable[[Path], AbstractContextManager[Path]]
 ) -> None:
     file = tmp_path / "disk"
     file.write_bytes(bytes(BLOCKS * BLOCK_BYTES))
-    volume = attach(appliance, file)
-    wait_for(appliance, "synchronised")
-    io.write(volume["nbd_url"], 7, "0", "1M")
-    appliance.restart()
-    assert splitter(appliance)["state"] == "synchronised"
-    assert splitter(appliance)["marked_bytes"] == 0
-    appliance.stop()
-    with file.open("r+b") as changed:
-        changed.seek(3 << 20)
-        changed.write(b"x" * 512)
-    appliance.expect("changed while it was not protected")
-    appliance.start()
-    wait_for(appliance, "synchronised")
-    assert head_image(appliance, "head") == file.read_bytes()
-    # With the service there nobody can tell, so an administrator may ask.
-    with file.open("r+b") as changed:
-        changed.write(b"y" * 512)
-    appliance.cli("volume", "resync", "g/v")
-    wait_for(appliance, "synchronised")
-    assert head_image(appliance, "again") == file.read_bytes()
+    with where(file) as production:
+        volume = attach(appliance, production)
+        wait_for(appliance, "synchronised")
+        io.write(volume["nbd_url"], 7, "0", "1M")
+        # Looking at it changes nothing.
+        appliance.stop()
+        assert production.read_bytes()[: 1 << 20] == b"\7" * (1 << 20)
+        appliance.start()
+        assert splitter(appliance)["state"] == "synchronised"
+        assert splitter(appliance)["marked_bytes"] == 0
+        appliance.stop()
+        with production.open("r+b") as changed:
+            changed.seek(3 << 20)
+            changed.write(b"x" * 512)
+        appliance.expect("changed while it was not protected")
+        appliance.start()
+        wait_for(appliance, "synchronised")
+        assert head_image(appliance, "head") == production.read_bytes()
+        # With the service there nobody can tell, so an administrator may ask.
+        with production.open("r+b") as changed:
+            changed.write(b"y" * 512)
+        appliance.cli("volume", "resync", "g/v")
+        wait_for(appliance, "synchronised")
+        assert head_image(appliance, "again") == production.read_bytes()
+        appliance.stop()
 
 
 @pytest.mark.expect_log("production is lost")

@@ -6,14 +6,11 @@ from __future__ import annotations
 
 import os
 import random
-import shutil
-import subprocess
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
 from tests.appliance import Appliance
+from tests.blockdev import itself, loop_device
 from tests.splitter.fabric import check_equal_to, synchronised
 
 from .initiator import (
@@ -32,29 +29,9 @@ from .playhead import disk_of
 DISK_BYTES = 64 << 20
 
 
-@contextmanager
-def block_device(file: Path) -> Iterator[Path]:
-    """A loop device over a file of this host."""
-    if shutil.which("losetup") is None:
-        pytest.skip("losetup is not installed")
-    made = subprocess.run(["losetup", "--find", "--show", str(file)], capture_output=True, text=True, check=False)
-    if made.returncode != 0:
-        pytest.skip(f"there are no loop devices here: {made.stderr.strip()}")
-    device = made.stdout.strip()
-    try:
-        yield Path(device)
-    finally:
-        subprocess.run(["losetup", "--detach", device], check=True)
-
-
-@contextmanager
-def itself(file: Path) -> Iterator[Path]:
-    yield file
-
-
 @pytest.mark.parametrize(
     ("where", "kind"),
-    [(block_device, "ext4"), pytest.param(itself, "xfs", marks=pytest.mark.soak)],
+    [(loop_device, "ext4"), pytest.param(itself, "xfs", marks=pytest.mark.soak)],
     ids=["device-ext4", "file-xfs"],
 )
 def test_a_disk_of_the_host_is_followed_and_is_a_plain_disk_afterwards(

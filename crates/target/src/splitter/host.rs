@@ -11,6 +11,7 @@
 //! Production is held by `flock`, a block device also by O_EXCL, which keeps it from being mounted or attached twice.
 
 mod device;
+mod stamp;
 
 use std::{
     path::Path,

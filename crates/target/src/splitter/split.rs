@@ -74,6 +74,11 @@ pub trait Production: Send + Sync {
     fn stamp(&self) -> Option<Stamp> {
         None
     }
+
+    /// Whether production is certainly as it was when it had the stamp `left`.
+    fn is_as_left(&self, left: &Stamp) -> bool {
+        self.stamp().is_some_and(|now| now == *left)
+    }
 }
 
 /// What happens to hosts while the journal cannot be written.
@@ -291,8 +296,8 @@ impl Split {
         let map = ChangeMap::open(files, &map_path, of).map_err(map_error)?;
         let left = map.header().stamp;
         let mut marks = Marks::new(map);
-        if left != [0; 64] && production.stamp().is_some_and(|now| now != left) {
-            log::warn!("{name}: production was changed while it was not protected; all of it is compared");
+        if left != [0; 64] && !production.is_as_left(&left) {
+            log::warn!("{name}: production was, or may have been, changed while it was not protected; all of it is compared");
             marks.all_differ().map_err(map_error)?;
         }
         // From here on the stamp is not true any more.

@@ -4,7 +4,10 @@
 
 mod disk;
 mod full;
+#[path = "../../../journal/tests/medium/mod.rs"]
+mod medium;
 mod order;
+mod power;
 mod read_back;
 mod stage;
 mod storm;

@@ -265,22 +265,10 @@ fn installed(random: &mut Random) -> (SimFiles, Vec<u8>) {
     (installed, before)
 }
 
-struct Err2;
-impl log::Log for Err2 {
-    fn enabled(&self, _: &log::Metadata<'_>) -> bool {
-        true
-    }
-    fn log(&self, r: &log::Record<'_>) {
-        eprintln!("LOG {} {}", r.level(), r.args());
-    }
-    fn flush(&self) {}
-}
 #[test]
 fn after_a_loss_of_power_the_head_is_production_and_points_are_exact() {
     let seed = std::env::var("PLAYHEAD_SEED").map_or(1, |s| s.parse().unwrap());
     let rounds = if std::env::var_os("PLAYHEAD_SOAK").is_some() { 1000 } else { 40 };
-    let _ = log::set_logger(&Err2);
-    log::set_max_level(log::LevelFilter::Warn);
     let mut random = Random::new(seed);
     let (installed, before) = installed(&mut random);
     for round in 0..rounds {

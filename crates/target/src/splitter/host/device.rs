@@ -3,7 +3,7 @@
 use std::{
     fs::{File, OpenOptions},
     io,
-    os::unix::fs::{FileExt, FileTypeExt, MetadataExt, OpenOptionsExt},
+    os::unix::fs::{FileExt, FileTypeExt, OpenOptionsExt},
     path::Path,
     sync::OnceLock,
 };
@@ -13,6 +13,7 @@ use rustix::{
     io::Errno,
 };
 
+use super::stamp;
 use crate::{
     lun::{Change, Extent, LunError, BLOCK_BYTES},
     splitter::{Production, Stamp},
@@ -207,15 +208,21 @@ impl Production for HostDevice {
         Ok(if blocks == 0 { (true, 1) } else { (data, blocks.min(count)) })
     }
 
-    /// Of a file: which one it is, its size, and when it was last changed. A device tells nothing of the kind.
     fn stamp(&self) -> Option<Stamp> {
-        let found = self.file.metadata().ok().filter(|_| self.is_file)?;
-        let numbers =
-            [1, found.dev(), found.ino(), found.size(), found.mtime() as u64, found.mtime_nsec() as u64];
-        let mut stamp = [0; 64];
-        for (place, number) in stamp.chunks_mut(8).zip(numbers) {
-            place.copy_from_slice(&number.to_le_bytes());
-        }
-        Some(stamp)
+        let found = match self.is_file {
+            true => self.file.metadata().map(|found| Some(stamp::of_file(&found))),
+            false => stamp::of_device(&self.file, self.size_bytes()),
+        };
+        found.unwrap_or_else(|e| {
+            log::warn!(
+                "{}: whether its production changes while it is not protected cannot be told: {e}",
+                self.name
+            );
+            None
+        })
+    }
+
+    fn is_as_left(&self, left: &Stamp) -> bool {
+        self.stamp().is_some_and(|now| now == *left || stamp::device_unchanged(left, &now))
     }
 }
