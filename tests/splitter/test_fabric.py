@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import sqlite3
 import subprocess
 import time
 from collections.abc import Iterator
+from contextlib import closing
 from pathlib import Path
 
 import pytest
@@ -88,6 +90,17 @@ def test_what_others_changed_is_compared_and_a_past_is_kept_without_the_array(
     kept = appliance.cli("volume", "show", "db/data")
     assert (kept["splitter"], kept["read_only"]) == (None, True)
     io.check(kept["nbd_url"], 0x42, "1M", "64k", read_only=True)
+    # What a crash in the midst of a removal leaves in the catalogue keeps neither the LUN nor the name.
+    appliance.stop()
+    with closing(sqlite3.connect(appliance.store / "catalogue.db")) as catalogue, catalogue:
+        row = ("db", "gone", "san", array.target, array.lun, "own", 0)
+        catalogue.execute("INSERT INTO fabric_volumes VALUES (?, ?, ?, ?, ?, ?, ?)", row)
+    appliance.start()
+    appliance.cli("volume", "create", "db/gone", "--size", "1M")
+    where = ("--array", "san", "--target", array.target, "--lun", str(array.lun))
+    appliance.cli("volume", "create", "db/again", *where)
+    synchronised(appliance, "db/again")
+    appliance.cli("detach", "db/again", "--drop-history")
     appliance.cli("array", "remove", "san")
     io.check(array.url, 0x42, "1M", "64k")
 

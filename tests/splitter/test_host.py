@@ -56,6 +56,7 @@ def attach(appliance: Appliance, file: Path, *options: str) -> dict[str, Any]:
     return found
 
 
+@pytest.mark.expect_log("NBD client")
 def test_a_file_is_attached_in_use_and_whole_when_it_is_detached(appliance: Appliance, tmp_path: Path) -> None:
     file = tmp_path / "disk"
     before = random.Random(1).randbytes(BLOCKS * BLOCK_BYTES // 2)
@@ -97,8 +98,14 @@ def test_a_file_is_attached_in_use_and_whole_when_it_is_detached(appliance: Appl
     assert "open an image" in refused.stderr
     assert appliance.refusal("attach", "g/w", str(file)).code == "busy"
     assert appliance.refusal("volume", "delete", "g/v", "--keep-base").code == "conflict"
+    # What the host was writing is either in both or in neither.
+    writer = Writer(address(volume["nbd_url"]), memory, half, half, seed=3, stamps=range(1_000_000, 2_000_000))
+    writer.start()
+    wait_until(lambda: writer.acknowledged > 100, "the host is writing")
     appliance.cli("detach", "g/v", "--keep-history")
-    assert file.read_bytes() == now
+    writer.join(60)
+    now = file.read_bytes()
+    assert not memory.check(half, now[half * BLOCK_BYTES :])
     kept = appliance.cli("volume", "show", "g/v")
     assert (kept["splitter"], kept["read_only"]) == (None, True)
     assert whole_disk(address(kept["nbd_url"])) == now
