@@ -23,7 +23,7 @@ use playhead_target::{
     splitter::{Captured, OnJournalFailure, Production, Split, SplitOptions, State, Wanted},
 };
 
-use crate::medium::{random::Random, SimFiles};
+use crate::medium::{random::Random, Operation, SimFiles, IO_ERROR};
 
 const BLOCKS: u64 = (3 << 20) / 512 + 5;
 const DISK: &str = "/disk";
@@ -297,4 +297,21 @@ fn after_a_loss_of_power_the_head_is_production_and_points_are_exact() {
             }
         }
     }
+}
+
+#[test]
+fn what_is_known_to_differ_is_compared_even_if_the_change_map_cannot_be_written() {
+    let (medium, _) = installed(&mut Random::new(5));
+    let machine = Machine::start(&medium).unwrap();
+    assert!(machine.in_step());
+    machine.disk.0.write_at(&[IoSlice::new(&[9; 512])], 4000 * 512).unwrap();
+    medium.set_fault(Some(Box::new(|b| {
+        (b.path.ends_with("v.map") && b.operation == Operation::Write).then_some(IO_ERROR)
+    })));
+    machine.split.distrust();
+    assert_ne!(machine.split.status().state, State::Synchronised);
+    assert!(machine.in_step());
+    let mut block = [0; 512];
+    machine.split.volume().read(4000, &mut block).unwrap();
+    assert_eq!(block, [9; 512]);
 }
