@@ -3,7 +3,7 @@
 use super::array::{Array, Signs};
 use super::edit::NewIdentity;
 use super::limbo::Owner;
-use super::loss::{Ear, Loss};
+use super::loss::{Ear, Heard, Loss};
 use crate::lun::{
     Change, Compared, CopyPiece, Extent, FlushDone, Lsn, Lun, LunError, LunIdentity, BLOCK_BYTES,
 };
@@ -57,10 +57,18 @@ pub trait Recorder: Send + Sync {
     /// Errors: they could not be captured, and the host is not to be told GOOD.
     fn capture(&self, taken: Taken, changes: &[Change<'_>]) -> Result<(), LunError>;
 
+    /// Whether a record here may refer to what `source` records.
+    fn refers_to(&self, source: &dyn Recorder) -> bool;
+
     /// As [`Recorder::capture`], for a copy that production has made by itself: `pieces` of what `source` records, where they are taken as
-    /// sources. Where that is no volume of the same group, or not in step, it is as [`Recorder::unknown`].
-    fn capture_copy(&self, taken: Taken, source: &dyn Recorder, pieces: &[CopyPiece])
-        -> Result<(), LunError>;
+    /// sources. Where nothing may refer to that, or it is not in step, it is as [`Recorder::read_back`].
+    fn capture_copy(
+        &self,
+        taken: Taken,
+        source: &dyn Recorder,
+        pieces: &[CopyPiece],
+        when_read: WhenRead,
+    ) -> Result<(), LunError>;
 
     /// Production has certainly not changed.
     fn unchanged(&self, taken: Taken);
@@ -122,7 +130,7 @@ impl OwnSession {
     fn run(&mut self, task: Task) -> Result<Answer, Error> {
         let code = task.cdb[0];
         let answer = self.array.run(task, LIMIT)?;
-        if let Some(loss) = self.ear.hear(self.session(), code, answer.status, &answer.sense) {
+        if let Some(Heard::Lost(loss)) = self.ear.hear(self.session(), code, answer.status, &answer.sense) {
             self.resets += 1;
             self.signs.note(loss);
         }
@@ -134,17 +142,31 @@ impl OwnSession {
     }
 
     /// Has it say what it has to say, if anybody has seen a sign of trouble since it was asked. Tells the others of a new session.
-    fn look(&mut self, number: u16) -> Result<(), Error> {
+    ///
+    /// Errors: it has not said it. An array that is busy tells of nothing.
+    fn look(&mut self, number: u16) -> Result<(), String> {
         if self.told.0 != 0 && self.told.0 != self.session() {
             self.signs.note(Loss::Unflushed);
         }
         self.told.0 = self.session();
         let disturbed = self.signs.disturbed.load(Ordering::Acquire);
-        if self.told.1 != disturbed {
-            self.run(Task { lun: lun_bytes(number), attribute: 1, ..Task::default() })?;
-            self.told.1 = disturbed;
+        if self.told.1 == disturbed {
+            return Ok(());
         }
-        Ok(())
+        for _ in 0..TRIES {
+            let ready = Task { lun: lun_bytes(number), attribute: 1, ..Task::default() };
+            let answer = self.run(ready).map_err(|error| error.to_string())?;
+            match (answer.status, answer.sense_code()) {
+                // There may be more where this comes from.
+                (0x02, Some((6, _, _))) => {}
+                (0x00 | 0x02, _) => {
+                    self.told.1 = disturbed;
+                    return Ok(());
+                }
+                (status, _) => return Err(format!("TEST UNIT READY: status {status:#04x}")),
+            }
+        }
+        Err("it has one unit attention after another".to_owned())
     }
 }
 
@@ -184,7 +206,7 @@ impl Production {
     pub fn generation(&self) -> Result<u64, LunError> {
         let mut own = self.session.lock();
         own.array.attend(SIGHT_LIMIT).map_err(|error| self.fault(error.to_string()))?;
-        own.look(self.number).map_err(|error| self.fault(error.to_string()))?;
+        own.look(self.number).map_err(|error| self.fault(error))?;
         self.ask(&mut own);
         Ok(own.session() + own.resets)
     }

@@ -4,6 +4,9 @@
 //! blocks its extents are taken (an overlapping change makes it wait, nobody else); it is sent; its status comes; the change is captured;
 //! the host is answered. Whoever aborts it before it was sent ends it here; after that only the array can.
 //!
+//! What waits here is in the task set all the same: an ORDERED command is not sent before those that came before it, and none that came
+//! after it is sent before it. It takes nothing before that, so nobody waits for it in turn. HEAD OF QUEUE goes past all of them (SAM-5 8.6).
+//!
 //! Here is the way to the array; [`ended`] is the way back, [`tasks`] what ends commands before their time.
 
 mod ended;
@@ -11,20 +14,24 @@ mod tasks;
 
 use super::commands::{Asked, Source};
 use super::links::Links;
-use super::outbox::Event as Message;
+use super::outbox::{Event as Message, Fence};
 use super::parts::{fabric, Parts, Taking};
 use super::session::{Session, View};
 use crate::fabric::plan::{self, Plan, TRANSFER_BYTES_MAX};
-use crate::fabric::record;
+use crate::fabric::{record, FabricLun};
 use crate::scsi::{self, LogicalUnit, Offload, Refusal};
 use ended::Ended;
 use playhead_initiator::{Event, Task};
 use playhead_wire::iscsi::request::ScsiCommand;
 use playhead_wire::scsi::{status, Command, Sense};
-use std::collections::HashMap;
+use std::collections::{BTreeSet, HashMap};
 use std::sync::atomic::Ordering;
 use std::sync::Arc;
 use tasks::Asking;
+
+/// Task attributes (RFC 7143 11.3.1).
+const ORDERED: u8 = 2;
+const HEAD_OF_QUEUE: u8 = 3;
 
 /// What goes to the array instead of what the host sent.
 pub(super) struct Prepared {
@@ -46,6 +53,7 @@ struct Forwarded {
     /// Bytes of data in either direction that it may hold.
     held_bytes: usize,
     write_bytes: u32,
+    attribute: u8,
     /// What it changes, and keeps from being changed.
     parts: Parts,
     saved_bytes: u64,
@@ -61,6 +69,14 @@ struct Forwarded {
     aborted: bool,
     /// The array has been asked to end it, because another session's reset should have.
     asked_to_end: bool,
+    /// Whoever reset the unit waits for its end.
+    fences: Vec<Fence>,
+}
+
+impl Forwarded {
+    fn is_ordered(&self) -> bool {
+        self.attribute == ORDERED
+    }
 }
 
 /// What arrays do for this session.
@@ -70,6 +86,12 @@ pub(super) struct Forwarding {
     commands: HashMap<u64, Forwarded>,
     asking: HashMap<(usize, u64), Asking>,
     outcomes: HashMap<u32, u8>,
+    /// What functions wait for, when the array has answered.
+    fences: HashMap<u32, Vec<Fence>>,
+    /// Commands that wait here, by their place.
+    unsent: BTreeSet<u64>,
+    /// Some of them may wait for their turn only.
+    out_of_turn: bool,
     held_bytes: usize,
     next: u64,
     events: Vec<(usize, Event)>,
@@ -140,7 +162,9 @@ impl Session {
             return self.report_luns(asked, select, allocation_bytes);
         }
         let view = self.views[at].clone();
-        let asked = Asked { epoch: view.unit.epoch(&view.nexus), ..*asked };
+        let place = self.forwarding.next;
+        self.forwarding.next += 1;
+        let asked = Asked { epoch: view.unit.epoch(&view.nexus), place, ..*asked };
         let refused = Session::plan(&view, &request.cdb).err();
         if let Some(sense) = refused.or_else(|| self.check_unsolicited(request, data_len).err()) {
             return self.check(at, &asked, &sense);
@@ -209,8 +233,7 @@ impl Session {
             data_out,
         };
         let link = self.forwarding.links.find(lun.array(), &self.port);
-        let number = self.forwarding.next;
-        self.forwarding.next += 1;
+        let number = asked.place;
         let command = Forwarded {
             asked: *asked,
             view: view.clone(),
@@ -219,6 +242,7 @@ impl Session {
             link,
             held_bytes,
             write_bytes: task.write_bytes,
+            attribute: request.attribute,
             parts,
             saved_bytes,
             task: Some(task),
@@ -227,8 +251,10 @@ impl Session {
             ended: None,
             aborted: false,
             asked_to_end: false,
+            fences: Vec::new(),
         };
         self.forwarding.commands.insert(number, command);
+        self.forwarding.unsent.insert(number);
         self.begin_forwarded(number);
     }
 
@@ -247,8 +273,12 @@ impl Session {
                 if let Some(sense) = plan::goes_on_after_good(command, &data_out) {
                     return Err(sense);
                 }
-                let extents = record::extents(command, &data_out, view.unit.lun().block_count())?;
-                let payload_bytes = if request.write { u64::from(request.expected_bytes) } else { 0 };
+                let block_count = view.unit.lun().block_count();
+                let extents = record::extents(command, &data_out, block_count)?;
+                let zeros = fabric(&view.unit).is_some_and(FabricLun::unmapped_reads_zeros);
+                let told = record::changes(command, &data_out, block_count, zeros).is_some();
+                let payload_bytes =
+                    told.then_some(if request.write { u64::from(request.expected_bytes) } else { 0 });
                 parts = Parts::change(&view.unit, &extents, payload_bytes);
             }
             Plan::Pass
@@ -263,11 +293,18 @@ impl Session {
 
     /// Takes the extents of a command, if it has any, and sends it.
     pub(super) fn begin_forwarded(&mut self, number: u64) {
+        if self.has_to_wait(number) {
+            self.forwarding.out_of_turn = true;
+            return;
+        }
         let Some(command) =
             self.forwarding.commands.get_mut(&number).filter(|command| command.task.is_some())
         else {
             return; // aborted meanwhile
         };
+        if command.view.unit.epoch(&command.view.nexus) != command.asked.epoch {
+            return self.end_forwarded(number);
+        }
         let handle = Arc::clone(&self.handle);
         match command.parts.take(move || handle.outbox.push(Message::Forward(number))) {
             Taking::Done => {}
@@ -288,11 +325,39 @@ impl Session {
             let tag = link.nexus.submit(task);
             (command.tag, command.sent) = (Some(tag), Some(tag));
             link.numbers.insert(tag, number);
+            self.forwarding.unsent.remove(&number);
         }
+    }
+
+    /// Whether a command has to be sent after one that came before it and waits here, or whose data is yet to come.
+    fn has_to_wait(&self, number: u64) -> bool {
+        let Some(command) = self.forwarding.commands.get(&number) else {
+            return false;
+        };
+        let unit = &command.view.unit;
+        let before = self.forwarding.unsent.range(..number).filter_map(|at| self.forwarding.commands.get(at));
+        let waits = before
+            .filter(|other| !other.aborted && Arc::ptr_eq(&other.view.unit, unit))
+            .any(|other| command.is_ordered() || other.is_ordered());
+        let ordered = |attribute: u8| command.is_ordered() || attribute == ORDERED;
+        command.attribute != HEAD_OF_QUEUE
+            && (waits || self.transfers.any_before(unit, command.asked.place, ordered))
+    }
+
+    /// Sends what was waited with, and what is to be sent.
+    pub(super) fn send_forwarded(&mut self) {
+        // As a rule nobody waits, and hardly ever for his turn.
+        if self.forwarding.out_of_turn {
+            self.forwarding.out_of_turn = false;
+            let waiting: Vec<u64> = self.forwarding.unsent.iter().copied().collect();
+            waiting.into_iter().for_each(|number| self.begin_forwarded(number));
+        }
+        self.forwarding.links.send();
     }
 
     fn take_forwarded(&mut self, number: u64) -> Option<Forwarded> {
         let command = self.forwarding.commands.remove(&number)?;
+        self.forwarding.unsent.remove(&number);
         self.forwarding.held_bytes -= command.held_bytes;
         self.shared.held_bytes.fetch_sub(command.held_bytes, Ordering::Relaxed);
         Some(command)
@@ -301,8 +366,8 @@ impl Session {
     /// Takes a command back that is not over after all.
     fn keep_forwarded(&mut self, number: u64, mut command: Forwarded) {
         command.tag = None;
-        self.forwarding.held_bytes += command.held_bytes;
-        self.shared.held_bytes.fetch_add(command.held_bytes, Ordering::Relaxed);
+        // Its data is gone.
+        command.held_bytes = 0;
         self.forwarding.commands.insert(number, command);
     }
 

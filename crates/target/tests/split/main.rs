@@ -2,9 +2,11 @@
 //! the end, and the journal has production's order.
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
 
+mod crowded;
 mod disk;
 mod full;
 mod order;
 mod read_back;
+mod room;
 mod stage;
 mod storm;

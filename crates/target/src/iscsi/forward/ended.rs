@@ -4,6 +4,7 @@ use super::Forwarded;
 use crate::fabric::plan::{self, Plan};
 use crate::fabric::{copy, edit, record, FabricLun};
 use crate::iscsi::answers::{Answers, Ending};
+use crate::iscsi::outbox::Event as Message;
 use crate::iscsi::parts::{fabric, Reading};
 use crate::iscsi::session::Session;
 use crate::lun::LunError;
@@ -18,7 +19,7 @@ use std::sync::Arc;
 pub(super) struct Ended {
     ending: Ending,
     sense: Vec<u8>,
-    /// Once the journal is durable.
+    /// Once the journal is durable, which it is not asked for yet.
     to_flush: bool,
 }
 
@@ -189,32 +190,42 @@ impl Session {
             return;
         }
         if to_flush && !matches!(command.plan, Plan::Flush { immediate: true }) {
-            self.start_flush(&view, vec![ending]);
-        } else {
-            self.answers.pass_on(&ending, &sense, &data_in);
-            if to_flush {
-                self.start_flush(&view, Vec::new());
-            }
+            command.ended = Some(Ended { ending, sense, to_flush: false });
+            return self.flush_forwarded(number, command);
+        }
+        self.answers.pass_on(&ending, &sense, &data_in);
+        if to_flush {
+            self.start_flush(&view, Vec::new());
         }
         if let Some(link) = self.forwarding.links.get(command.link) {
             link.nexus.recycle(data_in);
         }
     }
 
-    /// What a command came to has been read back: its host is answered, unless somebody has ended it meanwhile.
-    pub(in crate::iscsi) fn answer_read_back(&mut self, number: u64, failed: Option<LunError>) {
+    /// Has a command answered when the journal is durable.
+    fn flush_forwarded(&mut self, number: u64, command: Forwarded) {
+        let (unit, handle) = (Arc::clone(&command.view.unit), Arc::clone(&self.handle));
+        self.keep_forwarded(number, command);
+        unit.lun().flush(Box::new(move |result| {
+            handle.outbox.push(Message::Settled(number, result.err()));
+        }));
+    }
+
+    /// What a command came to has been read back, or is durable: its host is answered, unless somebody has ended it meanwhile.
+    pub(in crate::iscsi) fn settled(&mut self, number: u64, failed: Option<LunError>) {
         let Some(ended) = self.forwarding.commands.get_mut(&number).and_then(|command| command.ended.take())
         else {
             return;
         };
-        let Some(command) = self.take_forwarded(number) else {
+        let Some(mut command) = self.take_forwarded(number) else {
             return;
         };
         if let Some(error) = failed {
             let (sense, moved) = (scsi::sense_of_write(&error), u64::from(command.write_bytes));
             self.refuse_of(&command.view.unit, &command.asked, Refusal::Check(sense), moved);
         } else if ended.to_flush {
-            self.start_flush(&command.view, vec![ended.ending]);
+            command.ended = Some(Ended { to_flush: false, ..ended });
+            self.flush_forwarded(number, command);
         } else {
             self.answers.pass_on(&ended.ending, &ended.sense, &[]);
         }

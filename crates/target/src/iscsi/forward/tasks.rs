@@ -2,6 +2,7 @@
 
 use super::{Forwarded, Forwarding};
 use crate::fabric::FabricLun;
+use crate::iscsi::outbox::{Event as Message, Fence};
 use crate::iscsi::parts::fabric;
 use crate::iscsi::session::{Session, View};
 use crate::iscsi::tasks::{outcome, Answer};
@@ -21,11 +22,15 @@ pub(super) struct Asking {
 impl Forwarding {
     /// Whether the task management request of this tag waits for an array.
     pub(in crate::iscsi) fn is_managing(&self, itt: u32) -> bool {
+        // One holder of a fence is here.
+        let fenced = |fences: &Vec<Fence>| fences.iter().any(|fence| Arc::strong_count(fence) > 1);
         self.asking.values().any(|asking| asking.itt == Some(itt))
+            || self.fences.get(&itt).is_some_and(fenced)
     }
 
     /// What the arrays answered to it.
     pub(in crate::iscsi) fn outcome(&mut self, itt: u32) -> u8 {
+        self.fences.remove(&itt);
         self.outcomes.remove(&itt).unwrap_or(outcome::COMPLETE)
     }
 }
@@ -71,7 +76,7 @@ impl Session {
     }
 
     /// A command is over without an answer: it was not sent, or the array has confirmed its end.
-    fn end_forwarded(&mut self, number: u64) {
+    pub(super) fn end_forwarded(&mut self, number: u64) {
         let Some(command) = self.forwarding.commands.get_mut(&number).filter(|command| !command.aborted)
         else {
             return;
@@ -196,7 +201,34 @@ impl Session {
             !command.aborted && Arc::ptr_eq(&command.view.unit, unit) && command.asked.epoch == before
         });
         later.for_each(|command| command.asked.epoch = before.wrapping_add(1));
-        // Other sessions have tasks there that will have no answer.
-        self.shared.registry.wake_all();
+        // Other sessions may have tasks on their way there, or about to be sent. Until the last of those is over the function is not.
+        let fence = Fence::default();
+        self.shared.registry.tell_all(|| Message::Fence(Arc::clone(&fence)));
+        if let Some(itt) = asking.itt {
+            self.forwarding.fences.entry(itt).or_default().push(fence);
+        }
+    }
+
+    /// Tasks of a unit have been ended: what this session still has of them at the array keeps `fence` until it is over.
+    pub(in crate::iscsi) fn keep_fence(&mut self, fence: &Fence) {
+        self.end_stale();
+        let stale = self.forwarding.commands.values_mut().filter(|command| {
+            command.tag.is_some() && command.view.unit.epoch(&command.view.nexus) != command.asked.epoch
+        });
+        stale.for_each(|command| command.fences.push(Arc::clone(fence)));
+    }
+
+    /// The nexus is reset: nothing of it is answered any more. What is at arrays may be executed until they have ended its sessions.
+    pub(in crate::iscsi) fn end_all_forwarded(&mut self) {
+        let numbers: Vec<u64> = self.forwarding.commands.keys().copied().collect();
+        for number in numbers {
+            match self.forwarding.commands.get_mut(&number) {
+                Some(command) if command.tag.is_some() && !command.aborted => {
+                    command.aborted = true;
+                    self.answers.finish(command.asked.immediate);
+                }
+                _ => self.end_forwarded(number),
+            }
+        }
     }
 }
