@@ -1,6 +1,7 @@
 //! A LUN of another array as hosts of this appliance see it, and the replica that follows it.
 
 use super::array::{Array, Signs};
+use super::copy_reports;
 use super::edit::NewIdentity;
 use super::limbo::Owner;
 use super::loss::{Ear, Heard, Loss};
@@ -12,7 +13,7 @@ use parking_lot::Mutex;
 use playhead_initiator::blocking::Answer;
 use playhead_initiator::{discovery, Blocking, Error, Task};
 use playhead_wire::iscsi::lun_bytes;
-use playhead_wire::scsi::extended_copy::Designator;
+use playhead_wire::scsi::extended_copy::{CopyLimits, Designator};
 use std::any::Any;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::Arc;
@@ -24,6 +25,8 @@ const READ_BYTES: usize = 256 << 10;
 const LIMIT: Duration = Duration::from_secs(10);
 /// For a login that only says whether the array is there.
 const SIGHT_LIMIT: Duration = Duration::from_secs(1);
+/// RECEIVE COPY OPERATING PARAMETERS, of 1 KiB at most.
+const COPY_PARAMETERS: [u8; 16] = [0x84, 0x03, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 4, 0, 0, 0];
 /// Times a command is repeated that finds the array busy or has a unit attention to hear of.
 const TRIES: u32 = 8;
 /// Times one is repeated whose session was lost.
@@ -114,6 +117,8 @@ struct Known {
     names: Arc<[Designator]>,
     /// A block reads the same every time: there are no unmapped ones (LBPME), or they read as zeros (LBPRZ).
     is_steady: bool,
+    /// What it takes in one list of an EXTENDED COPY, if it says so.
+    copy_limits: Option<CopyLimits>,
 }
 
 /// Playhead's session, and how often the LUN was reset in its midst.
@@ -233,6 +238,11 @@ impl Production {
         self.known.lock().is_steady
     }
 
+    /// What the array takes in one list of an EXTENDED COPY. `None`: it does not say, or has not been in sight.
+    pub(crate) fn copy_limits(&self) -> Option<CopyLimits> {
+        self.known.lock().copy_limits
+    }
+
     /// Asks for what is to be known of it, once a session: whoever changes that ends it, or the LUN is another.
     fn ask(&self, own: &mut OwnSession) {
         let session = own.array.nexus().sessions();
@@ -243,9 +253,10 @@ impl Production {
         let mut capacity = [0; 16];
         (capacity[0], capacity[1], capacity[13]) = (0x9e, 0x10, 32);
         let asked = discovery::ask(array, self.number, &[0x12, 1, 0x83, 4, 0, 0], 1024, LIMIT)
-            .and_then(|page| Ok((page, discovery::ask(array, self.number, &capacity, 32, LIMIT)?)));
+            .and_then(|page| Ok((page, discovery::ask(array, self.number, &capacity, 32, LIMIT)?)))
+            .and_then(|told| Ok((told, discovery::ask(array, self.number, &COPY_PARAMETERS, 1024, LIMIT)?)));
         match asked {
-            Ok((page, capacity)) => {
+            Ok(((page, capacity), parameters)) => {
                 // Past whatever a new session has to hear first.
                 own.ear.hear(session, 0, 0, &[]);
                 // T10, EUI-64 and NAA are nobody else's (SPC-4 7.8.6); a vendor's own form may be another LUN's too.
@@ -253,7 +264,8 @@ impl Production {
                 names.retain(|name| matches!(name.kind(), 1..=3));
                 names.sort_by_key(|name| (name.as_naa().is_none(), name.kind() != 3, name.kind() != 2));
                 let is_steady = is_steady(&capacity.unwrap_or_default());
-                *self.known.lock() = Known { session, names: names.into(), is_steady };
+                let copy_limits = parameters.and_then(|told| copy_reports::limits(&told));
+                *self.known.lock() = Known { session, names: names.into(), is_steady, copy_limits };
             }
             Err(error) => log::debug!("{}: its names are not known: {error}", self.name),
         }

@@ -5,7 +5,8 @@
 //! the host is answered. Whoever aborts it before it was sent ends it here; after that only the array can.
 //!
 //! What waits here is in the task set all the same: an ORDERED command is not sent before those that came before it, and none that came
-//! after it is sent before it. It takes nothing before that, so nobody waits for it in turn. HEAD OF QUEUE goes past all of them (SAM-5 8.6).
+//! after it is sent before it. What is read back counts as waiting until that is over: until then what the array executes after it would be recorded before it. Who
+//! waits for his turn has taken nothing, so nobody waits for him. HEAD OF QUEUE goes past all of them (SAM-5 8.6).
 //!
 //! Here is the way to the array; [`ended`] is the way back, [`tasks`] what ends commands before their time.
 
@@ -92,6 +93,8 @@ pub(super) struct Forwarding {
     unsent: BTreeSet<u64>,
     /// Some of them may wait for their turn only.
     out_of_turn: bool,
+    /// ORDERED commands.
+    ordered: usize,
     held_bytes: usize,
     next: u64,
     events: Vec<(usize, Event)>,
@@ -253,6 +256,7 @@ impl Session {
             asked_to_end: false,
             fences: Vec::new(),
         };
+        self.forwarding.ordered += usize::from(command.is_ordered());
         self.forwarding.commands.insert(number, command);
         self.forwarding.unsent.insert(number);
         self.begin_forwarded(number);
@@ -329,19 +333,27 @@ impl Session {
         }
     }
 
-    /// Whether a command has to be sent after one that came before it and waits here, or whose data is yet to come.
+    /// Whether a command has to be sent after one that came before it: that one waits here, its data is yet to come, or it is recorded later
+    /// than what the array executes after it.
     fn has_to_wait(&self, number: u64) -> bool {
         let Some(command) = self.forwarding.commands.get(&number) else {
             return false;
         };
+        if command.attribute == HEAD_OF_QUEUE {
+            return false;
+        }
         let unit = &command.view.unit;
-        let before = self.forwarding.unsent.range(..number).filter_map(|at| self.forwarding.commands.get(at));
-        let waits = before
-            .filter(|other| !other.aborted && Arc::ptr_eq(&other.view.unit, unit))
-            .any(|other| command.is_ordered() || other.is_ordered());
-        let ordered = |attribute: u8| command.is_ordered() || attribute == ORDERED;
-        command.attribute != HEAD_OF_QUEUE
-            && (waits || self.transfers.any_before(unit, command.asked.place, ordered))
+        let in_order = |attribute: u8| command.is_ordered() || attribute == ORDERED;
+        let waits = |(at, other): (&u64, &Forwarded)| {
+            *at < number
+                && in_order(other.attribute)
+                && !other.aborted
+                && (other.task.is_some() || other.ended.is_some() || other.parts.to_read_back())
+                && Arc::ptr_eq(&other.view.unit, unit)
+        };
+        // As a rule there is none to look for.
+        (self.forwarding.ordered > 0 && self.forwarding.commands.iter().any(waits))
+            || self.transfers.any_before(unit, number, in_order)
     }
 
     /// Sends what was waited with, and what is to be sent.
@@ -358,6 +370,7 @@ impl Session {
     fn take_forwarded(&mut self, number: u64) -> Option<Forwarded> {
         let command = self.forwarding.commands.remove(&number)?;
         self.forwarding.unsent.remove(&number);
+        self.forwarding.ordered -= usize::from(command.is_ordered());
         self.forwarding.held_bytes -= command.held_bytes;
         self.shared.held_bytes.fetch_sub(command.held_bytes, Ordering::Relaxed);
         Some(command)
@@ -368,6 +381,7 @@ impl Session {
         command.tag = None;
         // Its data is gone.
         command.held_bytes = 0;
+        self.forwarding.ordered += usize::from(command.is_ordered());
         self.forwarding.commands.insert(number, command);
     }
 

@@ -183,6 +183,11 @@ impl Parts {
         certain.then(|| Arc::clone(source))
     }
 
+    /// Whether something of it is to be read back, as far as that is known before.
+    pub(super) fn to_read_back(&self) -> bool {
+        self.all.iter().any(|part| part.wanted.read_back_bytes > 0 || part.copied.is_some())
+    }
+
     /// Blocks that are changed.
     pub(super) fn changed_blocks(&self) -> u64 {
         self.all.iter().map(|part| part.wanted.changed_blocks()).sum()

@@ -226,6 +226,30 @@ fn an_ordered_command_waits_for_the_data_of_one_that_came_before_it() {
     assert!(house.differences().is_empty());
 }
 
+/// The array executes in order; what it did must be in the journal in that order too.
+#[test]
+fn an_ordered_command_waits_for_what_is_read_back() {
+    let house = House::new();
+    let mut host = house.host();
+    let held = || house.replica.reading.lock().as_ref().map_or(0, Vec::len);
+    *house.replica.reading.lock() = Some(Vec::new());
+    let list = [&[0, 22, 0, 16, 0, 0, 0, 0][..], &[0, 0, 0, 0, 0, 0, 0, 8, 0, 0, 0, 8, 0, 0, 0, 0]].concat();
+    let unmap = host.scsi(&[0x42, 0, 0, 0, 0, 0, 0, 0, 24, 0], 24, &list);
+    host.send(&Request::ScsiCommand(unmap), &list);
+    let simple = send_with(&mut host, SIMPLE, 100, 2);
+    eventually(|| held() == 1, "it is being read back");
+    assert_eq!(good(&mut host, 1), [simple]);
+    let batches = house.disk.batches.load(Ordering::SeqCst);
+    let ordered = send_with(&mut host, ORDERED, 200, 3);
+    std::thread::sleep(std::time::Duration::from_millis(50));
+    assert_eq!(house.disk.batches.load(Ordering::SeqCst), batches);
+    let when_read = house.replica.reading.lock().take().and_then(|mut held| held.pop()).unwrap();
+    when_read(Ok(()));
+    assert_eq!(good(&mut host, 2), [unmap.itt, ordered]);
+    house.replica.resynchronise(house.lun.production());
+    assert!(house.differences().is_empty());
+}
+
 /// What was aborted is never answered, also if it waits only for the journal to be durable.
 #[test]
 fn a_command_that_waits_for_the_journal_is_a_task_like_any_other() {

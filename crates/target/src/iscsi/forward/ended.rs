@@ -244,7 +244,21 @@ impl Session {
     ) -> Result<Option<Arc<Reading>>, Sense> {
         let view = &command.view;
         let recorder = lun.recorder();
-        if ending.status != status::GOOD {
+        let good = ending.status == status::GOOD;
+        let written = if good { u64::from(command.write_bytes) } else { 0 };
+        let blocks = command.parts.changed_blocks();
+        match Offload::of(change) {
+            // A lock that is somebody else's was looked at all the same.
+            Some(Offload::Ats) if good || plan::is_miscompare(ending.status, sense) => {
+                view.nexus.served(Offload::Ats, 0);
+            }
+            Some(offload) if good && offload != Offload::Ats => {
+                let saved = (blocks * crate::lun::BLOCK_BYTES as u64).saturating_sub(written);
+                view.nexus.served(offload, saved);
+            }
+            _ => {}
+        }
+        if !good {
             if plan::changed_nothing(change, ending.status, sense) {
                 command.parts.let_go();
             } else {
@@ -252,17 +266,11 @@ impl Session {
             }
             return Ok(None);
         }
-        let blocks = command.parts.changed_blocks();
         if blocks == 0 {
             return Ok(None);
         }
-        let written = u64::from(command.write_bytes);
         self.handle.written_bytes.fetch_add(written, Ordering::Relaxed);
         view.unit.count_written(&view.nexus, written);
-        if let Some(offload) = Offload::of(change) {
-            let saved = (blocks * crate::lun::BLOCK_BYTES as u64).saturating_sub(written);
-            view.nexus.served(offload, if offload == Offload::Ats { 0 } else { saved });
-        }
         let block_count = view.unit.lun().block_count();
         let changes = record::changes(change, data_out, block_count, lun.unmapped_reads_zeros());
         // With a residual it took less than it was given, or wanted more.
