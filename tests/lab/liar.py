@@ -65,6 +65,8 @@ class Liar:
         self.ways = ways
         self.written: set[int] = set()
         """Blocks that any command has changed."""
+        self.addressed = 0
+        """The LUN that the command is for, while it is carried out."""
         self._listener = socket.create_server(("127.0.0.1", 0))
         self._thread = threading.Thread(target=self._serve, daemon=True)
         self._open: set[socket.socket] = set()
@@ -262,6 +264,7 @@ class _Connection:
             while len(data) < length:
                 data += self._receive()[1]
         with self._liar.one:
+            self._liar.addressed = head.raw[9]
             ended = self._liar.answer(head.raw[32:48], data)
         found = ended.data[:length]
         for at in range(0, len(found), 1 << 17):

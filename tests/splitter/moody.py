@@ -1,16 +1,23 @@
-"""An array that does not do as it should, where and when a test says so: the LUN of `tests.lab.liar` with faults."""
+"""An array that does not do as it should, where and when a test says so: LUNs like that of `tests.lab.liar`, with faults."""
 
 from __future__ import annotations
 
+import socket
 import struct
+import threading
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-from tests.lab.liar import BLOCK, IQN, Ended, HungUpError, Liar, sense_data
+from tests.lab.liar import BLOCK, BLOCK_COUNT, IQN, NAA, Ended, HungUpError, Liar, sense_data
 
-READ, WRITE, FLUSH = 0x88, 0x8A, 0x35
+READ, WRITE, FLUSH, TEST_UNIT_READY, UNMAP, XCOPY = 0x88, 0x8A, 0x35, 0x00, 0x42, 0x83
+INQUIRY, REQUEST_SENSE, REPORT_LUNS = 0x12, 0x03, 0xA0
 LUN = 0
+POWER_ON = (6, 0x2900)
+
+COPY_HEAD_BYTES, CSCD_BYTES, SEGMENT_BYTES = 16, 32, 28
+"""Of the parameter list of an EXTENDED COPY(LID1)."""
 
 
 @dataclass(frozen=True)
@@ -27,6 +34,9 @@ class Fault:
     also: Callable[[], None] | None = None
     """What happens besides."""
 
+    lun: int | None = None
+    """Only there."""
+
 
 def failing(key: int, code: int, *, deferred: bool = False) -> Ended:
     """CHECK CONDITION."""
@@ -36,10 +46,20 @@ def failing(key: int, code: int, *, deferred: bool = False) -> Ended:
 class Moody(Liar):
     """The array. What `faults` holds happens once each, in its order among commands of one code."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, luns: int = 1) -> None:
         super().__init__()
         self.faults: list[Fault] = []
-        self._file = folder / "moody.img"
+        self.segments_run: int | None = None
+        """How many segments of a copy are carried out; all of them if it is none."""
+
+        self._folder = folder
+        self._disks = [self.blocks, *(bytearray(BLOCK_COUNT * BLOCK) for _ in range(luns - 1))]
+        self._power_ons = 0
+        self._told: dict[tuple[int, int], int] = {}
+        """The power on that a connection, by its thread, was last told of on a LUN."""
+
+        self._found: dict[int, int] = {}
+        """The one before which it was made."""
 
     @property
     def target(self) -> str:
@@ -47,21 +67,44 @@ class Moody(Liar):
 
     @property
     def file(self) -> Path:
-        """Its blocks as they are now."""
-        self._file.write_bytes(self.blocks)
-        return self._file
+        """Its first LUN's blocks as they are now."""
+        return self.file_of(0)
+
+    def file_of(self, lun: int) -> Path:
+        file = self._folder / f"moody-{lun}.img"
+        file.write_bytes(self._disks[lun])
+        return file
+
+    def lose_power(self, lun: int, lba: int, data: bytes) -> None:
+        """Comes back at once, its connections alive, with what it had last written there: what came after is lost. Everybody hears of it,
+        once on each LUN."""
+        with self.one:
+            self._disks[lun][lba * BLOCK : lba * BLOCK + len(data)] = data
+            self._power_ons += 1
+
+    def _attend(self, connection: socket.socket) -> None:
+        me = threading.get_ident()
+        self._found[me] = self._power_ons
+        self._told = {(who, lun): told for (who, lun), told in self._told.items() if who != me}
+        super()._attend(connection)
 
     def answer(self, cdb: bytes, data: bytes) -> Ended:
-        if cdb[0] == 0xA0:
-            return Ended(struct.pack(">I4xQ", 8, LUN))
-        fault = next((fault for fault in self.faults if fault.code == cdb[0]), None)
+        lun = self.addressed
+        self.blocks = self._disks[lun]
+        if cdb[0] == REPORT_LUNS:
+            luns = b"".join(struct.pack(">Q", number << 48) for number in range(len(self._disks)))
+            return Ended(struct.pack(">I4x", len(luns)) + luns)
+        here = (fault for fault in self.faults if fault.code == cdb[0] and fault.lun in (None, lun))
+        fault = next(here, None)
         if fault is None:
-            return super().answer(cdb, data)
+            return self._told_or(cdb, data, lun)
         self.faults.remove(fault)
         lba, count = struct.unpack_from(">QI", cdb, 2)
         part = int(count * fault.executed)
         if cdb[0] == WRITE and part:
             self.put(lba, data[: part * BLOCK])
+        if cdb[0] in (UNMAP, XCOPY) and fault.executed:
+            super().answer(cdb, data)
         if fault.also:
             fault.also()
         if fault.ended is None:
@@ -70,3 +113,34 @@ class Moody(Liar):
         if cdb[0] == READ and not fault.ended.status:
             return Ended(self.get(lba, part), left_over_bytes=(count - part) * BLOCK)
         return fault.ended
+
+    def _told_or(self, cdb: bytes, data: bytes, lun: int) -> Ended:
+        """The attention that is due; else the command is carried out."""
+        me = threading.get_ident()
+        told = self._told.get((me, lun), self._found[me])
+        if told < self._power_ons and cdb[0] not in (INQUIRY, REQUEST_SENSE):
+            self._told[me, lun] = self._power_ons
+            return failing(*POWER_ON)
+        if cdb[0] == INQUIRY and cdb[1] & 1 and cdb[2] == 0x83:
+            name = bytes((1, 3, 0, 16)) + name_of(lun)
+            return Ended(bytes((0, 0x83)) + struct.pack(">H", len(name)) + name)
+        if cdb[0] == XCOPY and cdb[1] == 0:
+            self._copy(data)
+            return Ended()
+        return super().answer(cdb, data)
+
+    def _copy(self, data: bytes) -> None:
+        """Between its LUNs, by the last bytes of their names."""
+        cscds, segments = struct.unpack_from(">H4xI", data, 2)
+        names = range(COPY_HEAD_BYTES, COPY_HEAD_BYTES + cscds, CSCD_BYTES)
+        luns = [data[at + 8 + 15] - NAA[-1] for at in names]
+        first = COPY_HEAD_BYTES + cscds
+        for at in list(range(first, first + segments, SEGMENT_BYTES))[: self.segments_run]:
+            source, to, blocks, source_lba, lba = struct.unpack_from(">4xHH2xHQQ", data, at)
+            part = self._disks[luns[source]][source_lba * BLOCK : (source_lba + blocks) * BLOCK]
+            self._disks[luns[to]][lba * BLOCK : (lba + blocks) * BLOCK] = part
+
+
+def name_of(lun: int) -> bytes:
+    """The NAA name of a LUN."""
+    return NAA[:-1] + bytes((NAA[-1] + lun,))

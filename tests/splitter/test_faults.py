@@ -12,8 +12,10 @@ import pytest
 from tests.appliance import Appliance, wait_until
 from tests.control.initiator import Answer, Initiator
 from tests.lab.liar import BLOCK, Ended
-from tests.splitter.fabric import check_equal_to, session, synchronised
-from tests.splitter.moody import FLUSH, LUN, READ, WRITE, Fault, Moody, failing
+from tests.splitter.fabric import check_equal_to, compare, session, synchronised
+from tests.splitter.moody import FLUSH, LUN, POWER_ON, READ, TEST_UNIT_READY, WRITE, Fault, Moody, failing, name_of
+
+from playhead.lab import cdb
 
 BUSY, RESERVATION_CONFLICT, TASK_SET_FULL, ACA_ACTIVE = 0x08, 0x18, 0x28, 0x30
 LENGTH = 64
@@ -184,3 +186,81 @@ def test_short_reads_and_a_busy_array_hold_a_resynchronisation_up_and_do_not_spo
     array.faults = [Fault(READ, Ended(), executed=0.5)]
     read = struct.pack(">BxQI2x", READ, 3000, 8)
     assert len(host.command(0, read, read_bytes=8 * BLOCK).data) == 4 * BLOCK
+
+
+@pytest.fixture
+def two(tmp_path: Path, appliance: Appliance) -> Iterator[tuple[Moody, Initiator]]:
+    """An array whose LUNs 0 and 1 are followed by two volumes of one group, and a host that uses them by the same numbers."""
+    with Moody(tmp_path, luns=2) as array:
+        appliance.cli("array", "add", "san", "--portal", array.portal)
+        appliance.cli("group", "create", "db")
+        for name, lun in (("data", "0"), ("log", "1")):
+            appliance.cli("volume", "create", f"db/{name}", "--array", "san", "--target", array.target, "--lun", lun)
+            volume = synchronised(appliance, f"db/{name}")
+            assert volume["iscsi_url"].endswith(f"/{lun}")
+        with session(volume) as host:
+            assert host.test_unit_ready(0).good
+            assert host.test_unit_ready(1).good
+            yield array, host
+
+
+def copy(host: Initiator, segments: list[tuple[int, int, int, int, int]]) -> Answer:
+    """At LUN 1: source, destination, blocks, source LBA, LBA."""
+    command, parameters = cdb.extended_copy([name_of(0), name_of(1)], [cdb.Segment(*segment) for segment in segments])
+    return host.command(1, command, data=parameters)
+
+
+def records(appliance: Appliance, opcode: str) -> int:
+    lines = appliance.run("journal", "dump", "db", "--limit", "1000000", "-o", "json").stdout.splitlines()
+    return sum(record["opcode"] == opcode for record in map(json.loads, lines))
+
+
+def check_both(appliance: Appliance, array: Moody, image: str) -> None:
+    for name in ("data", "log"):
+        synchronised(appliance, f"db/{name}")
+    appliance.cli("image", "open", f"db/{image}", "--at", "head")
+    for lun, name in enumerate(("data", "log")):
+        compare(array.file_of(lun), appliance.iscsi_url(f"db/{image}/{name}"))
+    appliance.cli("image", "close", f"db/{image}")
+
+
+def test_a_copy_is_not_believed_of_a_source_that_was_too_busy_to_say_that_it_had_lost_power(
+    two: tuple[Moody, Initiator], appliance: Appliance
+) -> None:
+    array, host = two
+    old, new = b"\x01" * LENGTH * BLOCK, b"\x02" * LENGTH * BLOCK
+    assert host.write(0, 100, old).good
+    assert copy(host, [(0, 1, LENGTH, 100, 1000)]).good
+    assert records(appliance, "COPY") == 1
+    assert host.write(0, 100, new).good
+    # The destination says so at once, to the host and to Playhead; the source when it is asked again.
+    array.faults = [Fault(TEST_UNIT_READY, Ended(status=BUSY), lun=0)]
+    array.lose_power(0, 100, old)
+    assert host.test_unit_ready(1).ascq == POWER_ON[1]
+    wait_until(lambda: not array.faults, "the source is asked")
+    assert copy(host, [(0, 1, LENGTH, 100, 2000)]).good
+    check_both(appliance, array, "after")
+    # What happened to the past of one is no reason to distrust what comes.
+    assert copy(host, [(0, 1, LENGTH, 100, 3000)]).good
+    check_both(appliance, array, "later")
+    assert records(appliance, "COPY") >= 2
+
+
+def test_a_copy_is_not_believed_when_a_host_hears_of_the_power_loss_as_the_first_thing(
+    two: tuple[Moody, Initiator], appliance: Appliance
+) -> None:
+    array, host = two
+    old, new = b"\x01" * LENGTH * BLOCK, b"\x02" * LENGTH * BLOCK
+    assert host.write(0, 100, old).good
+    assert host.write(0, 100, new).good
+    # One that has not spoken to the destination yet: nobody can tell its first attention from that of a login.
+    with session(appliance.cli("volume", "show", "db/log"), isid=77) as other:
+        assert other.test_unit_ready(0).good
+        array.lose_power(0, 100, old)
+        assert other.test_unit_ready(1).ascq == POWER_ON[1]
+        assert copy(other, [(0, 1, LENGTH, 100, 2000)]).good
+        image = appliance.cli("image", "open", "db/then", "--at", "head")
+        assert image["volumes"]
+        compare(array.file_of(1), appliance.iscsi_url("db/then/log"))
+        appliance.cli("image", "close", "db/then")
+    check_both(appliance, array, "after")

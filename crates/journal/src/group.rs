@@ -273,6 +273,8 @@ pub(crate) struct Inner {
     pub(crate) preparer: Signal,
     /// Signalled when a fold or a preparation has made room.
     pub(crate) room: Condvar,
+    /// Bytes of payload that segments stay ready for.
+    pub(crate) kept_bytes: AtomicU64,
     pub(crate) policy: Mutex<Policy>,
     pub(crate) alert: Mutex<Option<String>>,
     pub(crate) sealing_alert: Mutex<Option<String>>,

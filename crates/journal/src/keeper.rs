@@ -366,7 +366,8 @@ impl Inner {
         (limit_bytes / self.segment_bytes).max(2)
     }
 
-    /// How many segments should be ready ahead of need: at least one, at most the reserve, and with those in use within the limit.
+    /// How many segments should be ready ahead of need: at least one, at most the reserve, and with those in use within the limit; more if
+    /// somebody's room is kept.
     pub(crate) fn ready_wanted(&self) -> usize {
         let policy = *self.policy.lock();
         let mut wanted = policy.reserve_bytes / self.segment_bytes;
@@ -374,7 +375,7 @@ impl Inner {
             let used = self.state.read().segments.len() as u64;
             wanted = wanted.min(self.allotment(limit_bytes).saturating_sub(used));
         }
-        usize::try_from(wanted).unwrap_or(usize::MAX).max(1)
+        usize::try_from(wanted.max(self.kept_segments())).unwrap_or(usize::MAX).max(1)
     }
 
     /// The disk is full: shortens the window by an eighth of its segments, at least one.

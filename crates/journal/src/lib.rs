@@ -36,6 +36,7 @@ mod read;
 pub mod reader;
 mod record;
 mod resync;
+mod room;
 mod run;
 mod scan;
 mod segment;
@@ -58,6 +59,7 @@ pub use image::{Image, ImageInfo};
 pub use moment::Moment;
 pub use record::FORMAT;
 pub use resync::ResyncSpan;
+pub use room::Room;
 pub use superblock::{Rewind, VolumeInfo};
 pub use volume::{Change, Extent, Volume};
 

@@ -157,6 +157,7 @@ impl Group {
             sealer: Default::default(),
             preparer: Default::default(),
             room: Condvar::new(),
+            kept_bytes: AtomicU64::new(0),
             policy: Mutex::new(Policy::default()),
             alert: Mutex::new(None),
             sealing_alert: Mutex::new(None),

@@ -1,5 +1,4 @@
-//! What a volume needs whose production lives elsewhere: stretches of history in which it was not in step with production, and room
-//! asked for before production is changed.
+//! What a volume needs whose production lives elsewhere: stretches of history in which it was not in step with production.
 //!
 //! While such a volume (a replica) is brought back in step, its blocks are those of production in part and of the past in part. So the
 //! stretch stands between two records, RESYNC_BEGIN and RESYNC_END, and a point x with BEGIN < x < END is not consistent: the point
@@ -16,7 +15,7 @@ use crate::{
     group::{Group, Inner, Log},
     image::Image,
     index::Entry,
-    record::{u64_at, Opcode, HEADER_BYTES, MAX_PAYLOAD_BYTES},
+    record::{u64_at, Opcode, HEADER_BYTES},
     superblock::{Memory, Rewind},
     volume::Volume,
     Error, Lsn, Point, Result,
@@ -208,29 +207,6 @@ impl Volume {
     pub fn resyncing(&self) -> bool {
         self.group.0.state.read().resyncs.open(self.info().number).is_some()
     }
-
-    /// Whether the journal takes a change with `payload_bytes` of payload without waiting. Nothing is kept for the caller: others may
-    /// take the room.
-    ///
-    /// Errors: the group is closed, or has stopped taking writes.
-    pub fn has_room(&self, payload_bytes: u64) -> Result<bool> {
-        let i = &self.group.0;
-        i.check_writable()?;
-        self.check_present()?;
-        let log = i.log.lock();
-        Ok(i.fits(&log, &placeholders(payload_bytes, i.max_payload())))
-    }
-
-    /// As [`Volume::has_room`], but sees to it that there is room: makes segments, and waits for housekeeping, as a change does.
-    ///
-    /// Errors: also [`Error::NoSpace`].
-    pub fn wait_for_room(&self, payload_bytes: u64) -> Result<()> {
-        let i = &self.group.0;
-        i.check_writable()?;
-        self.check_present()?;
-        let mut log = i.log.lock();
-        i.make_room(&mut log, &placeholders(payload_bytes, i.max_payload()))
-    }
 }
 
 impl Inner {
@@ -245,26 +221,6 @@ impl Inner {
         let lsn = self.append_now(log, timeline, &[Draft::new(opcode, volume, 0, 0, payload)])?;
         Ok(Point { lsn, time_ns: log.time_ns })
     }
-}
-
-/// Stands for payloads of which only the length matters.
-static NOTHING: [u8; MAX_PAYLOAD_BYTES] = [0; MAX_PAYLOAD_BYTES];
-
-/// Drafts that take as much of the log as changes with `payload_bytes` of payload; one more than their payload needs, since several small
-/// ones have as many headers.
-fn placeholders(payload_bytes: u64, max_payload: usize) -> Vec<Draft<'static>> {
-    let draft = |bytes: usize| Draft {
-        opcode: Opcode::Pad,
-        volume: 0,
-        lba: 0,
-        count: 0,
-        payload: &NOTHING[..bytes],
-        payload_crc: 0,
-    };
-    let max = max_payload as u64;
-    let mut drafts: Vec<_> = (0..payload_bytes / max).map(|_| draft(max_payload)).collect();
-    drafts.push(draft((payload_bytes % max) as usize));
-    drafts
 }
 
 #[cfg(test)]
@@ -364,19 +320,5 @@ mod tests {
         }
         group.remove_volume("v", true).unwrap();
         group.check_consistent(group.window().edge.lsn).unwrap();
-    }
-
-    #[test]
-    fn room_is_told_of_before_it_is_needed() {
-        let dir = tempfile::tempdir().unwrap();
-        let dir = dir.path().join("g");
-        let group = made(&dir);
-        let volume = group.volume("v").unwrap();
-        assert!(volume.has_room(4096).unwrap());
-        assert!(!volume.has_room(1 << 20).unwrap());
-        volume.wait_for_room(1 << 20).unwrap();
-        assert!(volume.has_room(1 << 20).unwrap());
-        group.close().unwrap();
-        assert!(matches!(volume.has_room(1), Err(Error::Gone(_))));
     }
 }

@@ -54,6 +54,11 @@ impl Signs {
         signs
     }
 
+    /// Something is to be looked into.
+    pub(crate) fn note_sign(&self) {
+        self.disturbed.fetch_add(1, Ordering::AcqRel);
+    }
+
     pub(crate) fn note(&self, loss: Loss) {
         self.disturbed.fetch_add(1, Ordering::AcqRel);
         if loss == Loss::Anything {

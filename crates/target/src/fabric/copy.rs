@@ -11,6 +11,8 @@
 //! - **GOOD** is a COPY record where that says for certain what the array has done: the destination's blocks come from one volume of its
 //!   own group, whose blocks are in step and read the same every time (unmapped ones may not), and no segment writes what another one reads or writes, for the array may do them in any order.
 //!   Everything else is read back. The record stands before the source is let go of.
+//! - **No longer list than the array takes** goes there: some run what they take and say GOOD. How much that is the array is asked; if it does
+//!   not say, more than one segment is read back.
 //! - **Everything but GOOD** leaves the destinations marked, half written as they may be: they are read back, after the array has certainly
 //!   ended the copy ([`super::limbo`]).
 //! - A copy that goes on after GOOD (LID4, IMMED) is refused (05/26/00), as FORMAT UNIT's is: its blocks would stay taken until somebody
@@ -20,7 +22,7 @@ use crate::lun::{CopyPiece, BLOCK_BYTES};
 use crate::scsi::COPY_LIMITS;
 use crate::splitter::Wanted;
 use playhead_initiator::blocking::{is_deferred, sense_code};
-use playhead_wire::scsi::extended_copy::{self, CopyList, Designator, CSCD_BYTES, THIS_UNIT};
+use playhead_wire::scsi::extended_copy::{self, CopyLimits, CopyList, Designator, CSCD_BYTES, THIS_UNIT};
 use playhead_wire::scsi::{status, Sense};
 use std::ops::Range;
 
@@ -49,6 +51,9 @@ pub trait Luns {
 
     /// Size, in blocks.
     fn block_count(&self, at: usize) -> u64;
+
+    /// What the array takes in one list; `None`: it does not say.
+    fn limits(&self) -> Option<CopyLimits>;
 }
 
 /// What a LUN has to do with a copy.
@@ -75,7 +80,9 @@ pub struct Planned {
 ///
 /// Errors: what to answer instead of forwarding it.
 pub fn plan(list: &[u8], long_id: bool, luns: &mut dyn Luns) -> Result<Planned, Sense> {
-    let Some(mut list) = extended_copy::parse(list, long_id, &COPY_LIMITS)? else {
+    let told = luns.limits();
+    let limits = told.unwrap_or(COPY_LIMITS);
+    let Some(mut list) = extended_copy::parse(list, long_id, &limits)? else {
         return Ok(Planned::default());
     };
     if list.immediate {
@@ -90,7 +97,7 @@ pub fn plan(list: &[u8], long_id: bool, luns: &mut dyn Luns) -> Result<Planned, 
         let destination = look_up(&mut list, &mut named, segment.destination, (number, 6), luns)?;
         luns.admit(source, Role::Source, (number, 4))?;
         luns.admit(destination, Role::Destination, (number, 6))?;
-        let count = segment.blocks(number, BLOCK_BYTES as u32, &COPY_LIMITS)?;
+        let count = segment.blocks(number, BLOCK_BYTES as u32, &limits)?;
         for (at, lba, byte) in [(source, segment.source_lba, 12), (destination, segment.lba, 20)] {
             let block_count = luns.block_count(at);
             if lba > block_count || count > block_count - lba {
@@ -113,7 +120,11 @@ pub fn plan(list: &[u8], long_id: bool, luns: &mut dyn Luns) -> Result<Planned, 
     let mut bytes = Vec::new();
     extended_copy::emit(&list, long_id, &mut bytes);
     let blocks = copies.iter().map(|(_, _, piece)| piece.count).sum();
-    Ok(Planned { list: bytes, parts: parts(&copies), blocks })
+    let mut parts = parts(&copies);
+    if told.is_none() && list.segments.len() > 1 {
+        parts.iter_mut().for_each(|part| part.copied = None);
+    }
+    Ok(Planned { list: bytes, parts, blocks })
 }
 
 fn cscd_byte(list: &CopyList, at: usize, byte: usize) -> u16 {
@@ -246,7 +257,7 @@ mod tests {
 
     /// LUNs named by a byte: the host's name is the place, the array's that and 0x80. The third is read-only.
     #[derive(Default)]
-    struct Three(Vec<u8>);
+    struct Three(Vec<u8>, Option<CopyLimits>);
 
     fn name(byte: u8) -> Designator {
         Designator::new(1, 3, &[byte; 8]).unwrap()
@@ -276,6 +287,10 @@ mod tests {
         fn block_count(&self, _: usize) -> u64 {
             1000
         }
+
+        fn limits(&self) -> Option<CopyLimits> {
+            self.1
+        }
     }
 
     /// From, to, and source LBA, LBA, blocks.
@@ -300,9 +315,13 @@ mod tests {
         bytes
     }
 
+    fn telling(limits: CopyLimits) -> Three {
+        Three(Vec::new(), Some(limits))
+    }
+
     fn planned(names: &[u8], moves: &[Move]) -> Result<Planned, (u16, u16)> {
         let at = |sense: Sense| (sense.code, sense.field.map_or(0, |field| field.byte));
-        plan(&list(names, moves, false, false), false, &mut Three::default()).map_err(at)
+        plan(&list(names, moves, false, false), false, &mut telling(COPY_LIMITS)).map_err(at)
     }
 
     /// A source, and source LBA, LBA, blocks of each piece.
@@ -367,6 +386,23 @@ mod tests {
         assert_eq!(copied(&[(0, 1, 0, 0, 8), (2, 1, 0, 8, 8)]), [None, None, None]);
         let both = copied(&[(0, 1, 0, 0, 8), (2, 0, 0, 8, 8)]);
         assert_eq!(both, [Some((2, vec![(0, 8, 8)])), None, None]);
+    }
+
+    #[test]
+    fn a_list_is_no_longer_than_the_array_takes_and_what_it_does_not_say_is_not_believed() {
+        let of = |limits: Option<CopyLimits>, moves: &[Move]| {
+            let mut luns = limits.map_or_else(Three::default, telling);
+            plan(&list(&[1, 2], moves, false, false), false, &mut luns).map_err(|sense| sense.code)
+        };
+        let two = [(0, 1, 0, 0, 8), (0, 1, 8, 8, 8)];
+        let one_segment = CopyLimits { segments: 1, ..COPY_LIMITS };
+        assert_eq!(of(Some(one_segment), &two), Err(0x2608));
+        assert!(of(Some(one_segment), &two[..1]).unwrap().parts[1].copied.is_some());
+        assert_eq!(of(Some(CopyLimits { cscds: 1, ..COPY_LIMITS }), &two), Err(0x2606));
+        assert_eq!(of(Some(CopyLimits { segment_bytes: 7 * 512, ..COPY_LIMITS }), &two), Err(0x2600));
+        assert_eq!(of(Some(CopyLimits { descriptor_bytes: 100, ..COPY_LIMITS }), &two), Err(0x1a00));
+        assert!(of(None, &two).unwrap().parts[1].copied.is_none());
+        assert!(of(None, &two[..1]).unwrap().parts[1].copied.is_some());
     }
 
     #[test]

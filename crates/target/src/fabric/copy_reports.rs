@@ -3,7 +3,7 @@
 
 use super::plan::{any_copies, offered};
 use crate::scsi::{Offload, Offloads, COPY_LIMITS, TOKEN_LIMITS};
-use playhead_wire::scsi::extended_copy::{DESCRIPTORS, THIS_UNIT};
+use playhead_wire::scsi::extended_copy::{CopyLimits, DESCRIPTORS, THIS_UNIT};
 
 /// Third-party copy descriptors (SPC-4 table 590, SBC-4 table 241).
 mod kind {
@@ -129,6 +129,23 @@ fn commands(descriptor: &[u8], offloads: Offloads) -> Vec<u8> {
     described(kind::COMMANDS, &body)
 }
 
+/// What RECEIVE COPY OPERATING PARAMETERS says of one list, or what is taken here if that is less. `None`: it does not say how many segments
+/// an array takes.
+pub(super) fn limits(data: &[u8]) -> Option<CopyLimits> {
+    let field = |at: usize, bytes: usize, ours: u64| {
+        let told = number(data, at, bytes)?;
+        Some(if told == 0 { ours } else { told.min(ours) })
+    };
+    let segments = number(data, 10, 2).filter(|told| *told > 0)?;
+    Some(CopyLimits {
+        cscds: field(8, 2, COPY_LIMITS.cscds.into())? as u16,
+        segments: segments.min(COPY_LIMITS.segments.into()) as u16,
+        descriptor_bytes: field(12, 4, COPY_LIMITS.descriptor_bytes.into())? as u32,
+        segment_bytes: field(16, 4, COPY_LIMITS.segment_bytes.into())? as u32,
+        ..COPY_LIMITS
+    })
+}
+
 /// RECEIVE COPY OPERATING PARAMETERS.
 pub(super) fn operating_parameters(data: &mut Vec<u8>) {
     lower(data, 8, 2, COPY_LIMITS.cscds.into());
@@ -216,6 +233,19 @@ mod tests {
         (parameters[43], parameters[3], parameters[10]) = (5, ours[3] + 2, 0xff);
         operating_parameters(&mut parameters);
         assert_eq!(parameters, ours);
+    }
+
+    #[test]
+    fn an_array_is_given_no_longer_list_than_it_says_it_takes() {
+        let mut told = Vec::new();
+        copy_status::emit_operating_parameters(&COPY_LIMITS, &mut told);
+        assert_eq!(limits(&told), Some(COPY_LIMITS));
+        (told[8], told[9], told[10], told[11]) = (0, 2, 0, 1);
+        told[12..20].fill(0);
+        assert_eq!(limits(&told), Some(CopyLimits { cscds: 2, segments: 1, ..COPY_LIMITS }));
+        told[10..12].fill(0);
+        assert_eq!(limits(&told), None);
+        assert_eq!(limits(&[0xff; 19]), None);
     }
 
     #[test]

@@ -5,7 +5,8 @@
 //! was not executed.
 //!
 //! A power on or reset in the midst of a session (unit attention 29h) may have cost the array what it had only in memory: whatever was not
-//! flushed since. The same attention is the first thing that a new session hears, where it tells of the past only.
+//! flushed since. The same attention is the first thing that a new session hears, where as a rule it tells of the past only; but it may have
+//! come since the login. So it is a sign, and Playhead's own sessions, which have heard their first, are asked.
 
 use playhead_initiator::blocking::{is_deferred, sense_code};
 
@@ -18,6 +19,15 @@ pub enum Loss {
     Anything,
 }
 
+/// What an answer says besides what it is the answer to.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Heard {
+    /// It was reset, nobody knows whether in the midst of the session.
+    Sign,
+    /// This may be lost.
+    Lost(Loss),
+}
+
 /// Hears the answers of one LUN.
 #[derive(Debug, Default)]
 pub struct Ear {
@@ -26,10 +36,10 @@ pub struct Ear {
 }
 
 impl Ear {
-    /// An answer to the operation code `code` in the `session`-th session: what its `sense` says to be lost, if anything.
-    pub fn hear(&mut self, session: u64, code: u8, status: u8, sense: &[u8]) -> Option<Loss> {
+    /// An answer to the operation code `code` in the `session`-th session: what its `sense` says of earlier ones, if anything.
+    pub fn hear(&mut self, session: u64, code: u8, status: u8, sense: &[u8]) -> Option<Heard> {
         if is_deferred(sense) {
-            return Some(Loss::Anything);
+            return Some(Heard::Lost(Loss::Anything));
         }
         // POWER ON, RESET, OR BUS DEVICE RESET to DEVICE INTERNAL RESET; not what befalls a nexus only.
         let reset = matches!(sense_code(sense), Some((0x06, 0x29, 0x00..=0x04)));
@@ -38,13 +48,16 @@ impl Ear {
         if !reset && past_attentions {
             self.settled_in = Some(session);
         }
-        (reset && self.settled_in == Some(session)).then_some(Loss::Unflushed)
+        let in_its_midst = self.settled_in == Some(session);
+        reset.then_some(if in_its_midst { Heard::Lost(Loss::Unflushed) } else { Heard::Sign })
     }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    const LOST: Heard = Heard::Lost(Loss::Unflushed);
 
     #[test]
     fn a_reset_counts_unless_it_is_the_first_that_a_session_hears() {
@@ -53,17 +66,17 @@ mod tests {
         let mut ear = Ear::default();
         let mut check = |session, sense: &[u8]| ear.hear(session, 0x2a, 2, sense);
         for reset in [fixed(0x70, 6, 0x29, 0), fixed(0x70, 6, 0x29, 1)] {
-            assert_eq!(check(1, &reset), None);
+            assert_eq!(check(1, &reset), Some(Heard::Sign));
         }
         assert_eq!(check(1, &fixed(0x70, 6, 0x2a, 9)), None);
-        assert_eq!(check(1, &fixed(0x70, 6, 0x29, 4)), Some(Loss::Unflushed));
-        assert_eq!(check(1, &[0x72, 6, 0x29, 1, 0, 0, 0, 0]), Some(Loss::Unflushed));
-        assert_eq!(check(2, &fixed(0x70, 6, 0x29, 0)), None);
+        assert_eq!(check(1, &fixed(0x70, 6, 0x29, 4)), Some(LOST));
+        assert_eq!(check(1, &[0x72, 6, 0x29, 1, 0, 0, 0, 0]), Some(LOST));
+        assert_eq!(check(2, &fixed(0x70, 6, 0x29, 0)), Some(Heard::Sign));
         // The nexus' own loss is none of the LUN's.
         assert_eq!(check(2, &fixed(0x70, 6, 0x29, 7)), None);
-        assert_eq!(check(2, &fixed(0x70, 6, 0x29, 0)), Some(Loss::Unflushed));
+        assert_eq!(check(2, &fixed(0x70, 6, 0x29, 0)), Some(LOST));
         for deferred in [&fixed(0x71, 3, 0x0c, 0)[..], &[0x73, 4, 0x44, 0, 0, 0, 0, 0]] {
-            assert_eq!(check(2, deferred), Some(Loss::Anything));
+            assert_eq!(check(2, deferred), Some(Heard::Lost(Loss::Anything)));
         }
     }
 
@@ -75,8 +88,8 @@ mod tests {
             assert_eq!(ear.hear(1, code, 0, &[]), None);
         }
         assert_eq!(ear.hear(1, 0x00, 0x08, &[]), None);
-        assert_eq!(ear.hear(1, 0x00, 0x02, &reset), None);
+        assert_eq!(ear.hear(1, 0x00, 0x02, &reset), Some(Heard::Sign));
         assert_eq!(ear.hear(1, 0x00, 0x00, &[]), None);
-        assert_eq!(ear.hear(1, 0x28, 0x02, &reset), Some(Loss::Unflushed));
+        assert_eq!(ear.hear(1, 0x28, 0x02, &reset), Some(LOST));
     }
 }

@@ -1,9 +1,10 @@
 //! A LUN of another array as hosts of this appliance see it, and the replica that follows it.
 
 use super::array::{Array, Signs};
+use super::copy_reports;
 use super::edit::NewIdentity;
 use super::limbo::Owner;
-use super::loss::{Ear, Loss};
+use super::loss::{Ear, Heard, Loss};
 use crate::lun::{
     Change, Compared, CopyPiece, Extent, FlushDone, Lsn, Lun, LunError, LunIdentity, BLOCK_BYTES,
 };
@@ -12,7 +13,7 @@ use parking_lot::Mutex;
 use playhead_initiator::blocking::Answer;
 use playhead_initiator::{discovery, Blocking, Error, Task};
 use playhead_wire::iscsi::lun_bytes;
-use playhead_wire::scsi::extended_copy::Designator;
+use playhead_wire::scsi::extended_copy::{CopyLimits, Designator};
 use std::any::Any;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::Arc;
@@ -24,6 +25,8 @@ const READ_BYTES: usize = 256 << 10;
 const LIMIT: Duration = Duration::from_secs(10);
 /// For a login that only says whether the array is there.
 const SIGHT_LIMIT: Duration = Duration::from_secs(1);
+/// RECEIVE COPY OPERATING PARAMETERS, of 1 KiB at most.
+const COPY_PARAMETERS: [u8; 16] = [0x84, 0x03, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 4, 0, 0, 0];
 /// Times a command is repeated that finds the array busy or has a unit attention to hear of.
 const TRIES: u32 = 8;
 /// Times one is repeated whose session was lost.
@@ -57,10 +60,18 @@ pub trait Recorder: Send + Sync {
     /// Errors: they could not be captured, and the host is not to be told GOOD.
     fn capture(&self, taken: Taken, changes: &[Change<'_>]) -> Result<(), LunError>;
 
+    /// Whether a record here may refer to what `source` records.
+    fn refers_to(&self, source: &dyn Recorder) -> bool;
+
     /// As [`Recorder::capture`], for a copy that production has made by itself: `pieces` of what `source` records, where they are taken as
-    /// sources. Where that is no volume of the same group, or not in step, it is as [`Recorder::unknown`].
-    fn capture_copy(&self, taken: Taken, source: &dyn Recorder, pieces: &[CopyPiece])
-        -> Result<(), LunError>;
+    /// sources. Where nothing may refer to that, or it is not in step, it is as [`Recorder::read_back`].
+    fn capture_copy(
+        &self,
+        taken: Taken,
+        source: &dyn Recorder,
+        pieces: &[CopyPiece],
+        when_read: WhenRead,
+    ) -> Result<(), LunError>;
 
     /// Production has certainly not changed.
     fn unchanged(&self, taken: Taken);
@@ -106,6 +117,8 @@ struct Known {
     names: Arc<[Designator]>,
     /// A block reads the same every time: there are no unmapped ones (LBPME), or they read as zeros (LBPRZ).
     is_steady: bool,
+    /// What it takes in one list of an EXTENDED COPY, if it says so.
+    copy_limits: Option<CopyLimits>,
 }
 
 /// Playhead's session, and how often the LUN was reset in its midst.
@@ -122,7 +135,7 @@ impl OwnSession {
     fn run(&mut self, task: Task) -> Result<Answer, Error> {
         let code = task.cdb[0];
         let answer = self.array.run(task, LIMIT)?;
-        if let Some(loss) = self.ear.hear(self.session(), code, answer.status, &answer.sense) {
+        if let Some(Heard::Lost(loss)) = self.ear.hear(self.session(), code, answer.status, &answer.sense) {
             self.resets += 1;
             self.signs.note(loss);
         }
@@ -134,17 +147,31 @@ impl OwnSession {
     }
 
     /// Has it say what it has to say, if anybody has seen a sign of trouble since it was asked. Tells the others of a new session.
-    fn look(&mut self, number: u16) -> Result<(), Error> {
+    ///
+    /// Errors: it has not said it. An array that is busy tells of nothing.
+    fn look(&mut self, number: u16) -> Result<(), String> {
         if self.told.0 != 0 && self.told.0 != self.session() {
             self.signs.note(Loss::Unflushed);
         }
         self.told.0 = self.session();
         let disturbed = self.signs.disturbed.load(Ordering::Acquire);
-        if self.told.1 != disturbed {
-            self.run(Task { lun: lun_bytes(number), attribute: 1, ..Task::default() })?;
-            self.told.1 = disturbed;
+        if self.told.1 == disturbed {
+            return Ok(());
         }
-        Ok(())
+        for _ in 0..TRIES {
+            let ready = Task { lun: lun_bytes(number), attribute: 1, ..Task::default() };
+            let answer = self.run(ready).map_err(|error| error.to_string())?;
+            match (answer.status, answer.sense_code()) {
+                // There may be more where this comes from.
+                (0x02, Some((6, _, _))) => {}
+                (0x00 | 0x02, _) => {
+                    self.told.1 = disturbed;
+                    return Ok(());
+                }
+                (status, _) => return Err(format!("TEST UNIT READY: status {status:#04x}")),
+            }
+        }
+        Err("it has one unit attention after another".to_owned())
     }
 }
 
@@ -184,7 +211,7 @@ impl Production {
     pub fn generation(&self) -> Result<u64, LunError> {
         let mut own = self.session.lock();
         own.array.attend(SIGHT_LIMIT).map_err(|error| self.fault(error.to_string()))?;
-        own.look(self.number).map_err(|error| self.fault(error.to_string()))?;
+        own.look(self.number).map_err(|error| self.fault(error))?;
         self.ask(&mut own);
         Ok(own.session() + own.resets)
     }
@@ -211,6 +238,11 @@ impl Production {
         self.known.lock().is_steady
     }
 
+    /// What the array takes in one list of an EXTENDED COPY. `None`: it does not say, or has not been in sight.
+    pub(crate) fn copy_limits(&self) -> Option<CopyLimits> {
+        self.known.lock().copy_limits
+    }
+
     /// Asks for what is to be known of it, once a session: whoever changes that ends it, or the LUN is another.
     fn ask(&self, own: &mut OwnSession) {
         let session = own.array.nexus().sessions();
@@ -221,9 +253,10 @@ impl Production {
         let mut capacity = [0; 16];
         (capacity[0], capacity[1], capacity[13]) = (0x9e, 0x10, 32);
         let asked = discovery::ask(array, self.number, &[0x12, 1, 0x83, 4, 0, 0], 1024, LIMIT)
-            .and_then(|page| Ok((page, discovery::ask(array, self.number, &capacity, 32, LIMIT)?)));
+            .and_then(|page| Ok((page, discovery::ask(array, self.number, &capacity, 32, LIMIT)?)))
+            .and_then(|told| Ok((told, discovery::ask(array, self.number, &COPY_PARAMETERS, 1024, LIMIT)?)));
         match asked {
-            Ok((page, capacity)) => {
+            Ok(((page, capacity), parameters)) => {
                 // Past whatever a new session has to hear first.
                 own.ear.hear(session, 0, 0, &[]);
                 // T10, EUI-64 and NAA are nobody else's (SPC-4 7.8.6); a vendor's own form may be another LUN's too.
@@ -231,7 +264,8 @@ impl Production {
                 names.retain(|name| matches!(name.kind(), 1..=3));
                 names.sort_by_key(|name| (name.as_naa().is_none(), name.kind() != 3, name.kind() != 2));
                 let is_steady = is_steady(&capacity.unwrap_or_default());
-                *self.known.lock() = Known { session, names: names.into(), is_steady };
+                let copy_limits = parameters.and_then(|told| copy_reports::limits(&told));
+                *self.known.lock() = Known { session, names: names.into(), is_steady, copy_limits };
             }
             Err(error) => log::debug!("{}: its names are not known: {error}", self.name),
         }

@@ -223,6 +223,11 @@ pub fn changes_block_size(cdb: &[u8; 16], data_out: &[u8], block_count: u64) -> 
     block_bytes != BLOCK_BYTES as u64 || blocks != 0 && blocks != here
 }
 
+/// Whether a COMPARE AND WRITE that ended so has found other data than it was to.
+pub fn is_miscompare(status: u8, sense: &[u8]) -> bool {
+    status == 0x02 && !is_deferred(sense) && matches!(sense_code(sense), Some((0x0e, 0x1d, _)))
+}
+
 /// Whether a command that ended otherwise than GOOD has certainly changed nothing (SAM-5 5.3.1; sense keys of SPC-4 4.5.6).
 pub fn changed_nothing(command: &Command, status: u8, sense: &[u8]) -> bool {
     match status {

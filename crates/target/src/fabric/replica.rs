@@ -117,11 +117,19 @@ impl Recorder for Replica {
         }
     }
 
+    fn refers_to(&self, source: &dyn Recorder) -> bool {
+        let from = source.as_any().downcast_ref::<Replica>().map(|source| source.split.read_recursive());
+        let from = from.as_ref().and_then(|from| from.as_ref());
+        let to = self.split.read_recursive();
+        matches!((to.as_ref(), from), (Some(to), Some(from)) if to.volume().refers_to(from.volume()))
+    }
+
     fn capture_copy(
         &self,
         taken: Taken,
         source: &dyn Recorder,
         pieces: &[CopyPiece],
+        when_read: WhenRead,
     ) -> Result<(), LunError> {
         let split = self.split.read_recursive();
         let (Some(split), Some(taken)) = (split.as_ref(), Replica::own(taken)) else {
@@ -131,10 +139,10 @@ impl Recorder for Replica {
         let from = source.as_any().downcast_ref::<Replica>().map(|source| source.split.read_recursive());
         match from.as_ref().and_then(|from| from.as_ref()) {
             Some(from) if split.volume().refers_to(from.volume()) => {
-                split.capture_copy(taken, from, pieces).map(|_| ())
+                split.capture_copy(taken, from, pieces, when_read)
             }
             _ => {
-                split.unknown(taken);
+                split.read_back(taken, when_read);
                 Ok(())
             }
         }

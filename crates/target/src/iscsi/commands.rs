@@ -65,6 +65,8 @@ pub(super) struct Asked {
     pub(super) expected_bytes: u32,
     /// The epoch of nexus and unit in which it came.
     pub(super) epoch: u32,
+    /// Its place among the commands for arrays.
+    pub(super) place: u64,
     /// R2Ts that were sent for it.
     pub(super) r2ts: u32,
 }
@@ -77,6 +79,7 @@ impl Asked {
             read: command.read,
             expected_bytes: command.expected_bytes,
             epoch: 0,
+            place: 0,
             r2ts: 0,
         }
     }

@@ -9,7 +9,7 @@ use crate::fabric::copy::{self, Luns, Role};
 use crate::fabric::{FabricLun, Recorder};
 use crate::lun::BLOCK_BYTES;
 use crate::scsi::{LogicalUnit, Offload, Reached};
-use playhead_wire::scsi::extended_copy::Designator;
+use playhead_wire::scsi::extended_copy::{CopyLimits, Designator};
 use playhead_wire::scsi::{Command, Sense};
 use std::sync::Arc;
 
@@ -99,6 +99,10 @@ impl Luns for Shown<'_> {
 
     fn block_count(&self, at: usize) -> u64 {
         self.found[at].unit.lun().block_count()
+    }
+
+    fn limits(&self) -> Option<CopyLimits> {
+        fabric(&self.own.unit)?.production().copy_limits()
     }
 }
 

@@ -3,7 +3,7 @@
 use super::connection::Other;
 use crate::fabric::array::BUSY_FOR;
 use crate::fabric::limbo::{Conclude, Key, Owner};
-use crate::fabric::loss::{Ear, Loss};
+use crate::fabric::loss::{Ear, Heard, Loss};
 use crate::fabric::{Array, LinkStatus};
 use crate::scsi::InitiatorPort;
 use parking_lot::Mutex;
@@ -79,9 +79,16 @@ impl ArrayLink {
 
     /// An answer of the LUN at `address` to the operation code `code`: what it says to be lost, if anything.
     pub(super) fn hear(&mut self, address: [u8; 8], code: u8, status: u8, sense: &[u8]) -> Option<Loss> {
-        let loss = self.ears.entry(address).or_default().hear(self.nexus.sessions(), code, status, sense)?;
-        self.array.signs.note(loss);
-        Some(loss)
+        match self.ears.entry(address).or_default().hear(self.nexus.sessions(), code, status, sense)? {
+            Heard::Sign => {
+                self.array.signs.note_sign();
+                None
+            }
+            Heard::Lost(loss) => {
+                self.array.signs.note(loss);
+                Some(loss)
+            }
+        }
     }
 
     fn name(&self) -> &str {

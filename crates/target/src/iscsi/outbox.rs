@@ -7,7 +7,11 @@ use rustix::event::{eventfd, EventfdFlags};
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::Arc;
 use std::time::Instant;
+
+/// Kept for as long as a task that was ended may still be executed.
+pub(super) type Fence = Arc<()>;
 
 /// A message to a connection.
 #[derive(Debug)]
@@ -18,8 +22,11 @@ pub(super) enum Event {
     Worked(u64, JobEnd),
     /// The extents that the forwarded command of this number waits for may be free.
     Forward(u64),
-    /// What the forwarded command of this number came to has been read back, or is not to be told to have come to its end.
-    ReadBack(u64, Option<LunError>),
+    /// What the forwarded command of this number came to has been read back, or is durable; or why it is not to be told to have come to its
+    /// end.
+    Settled(u64, Option<LunError>),
+    /// Tasks of a unit have been ended. Whoever keeps this may have some at an array yet.
+    Fence(Fence),
     /// The target's units changed.
     UnitsChanged,
     /// End now: the session is reinstated elsewhere, or it was reset away.

@@ -8,10 +8,10 @@ use super::links::ArrayLink;
 use super::outbox::Event as Message;
 use super::registry::Handle;
 use crate::fabric::record::Range;
-use crate::fabric::{copy, Array, FabricLun, Taken};
+use crate::fabric::{copy, FabricLun, Recorder, Taken};
 use crate::lun::LunError;
 use crate::scsi::LogicalUnit;
-use crate::splitter::Wanted;
+use crate::splitter::{Wanted, WhenRead};
 use parking_lot::Mutex;
 use std::sync::Arc;
 
@@ -84,9 +84,7 @@ impl Part {
             return self.let_go();
         }
         if let (Some(lun), Some(taken)) = (fabric(&self.unit), self.taken.take()) {
-            let reading = Arc::clone(reading);
-            let when_read = move |outcome: Result<(), LunError>| *reading.failed.lock() = outcome.err();
-            lun.recorder().read_back(taken, Box::new(when_read));
+            lun.recorder().read_back(taken, reading.told(None));
         }
     }
 
@@ -112,19 +110,39 @@ impl Reading {
     pub(super) fn new(handle: &Arc<Handle>, number: u64) -> Arc<Reading> {
         Arc::new(Reading { handle: Arc::clone(handle), number, failed: Mutex::default() })
     }
+
+    fn told(self: &Arc<Self>, sources: Option<Arc<Sources>>) -> WhenRead {
+        let reading = Arc::clone(self);
+        Box::new(move |outcome| {
+            drop(sources);
+            if let Err(error) = outcome {
+                *reading.failed.lock() = Some(error);
+            }
+        })
+    }
+}
+
+/// What a copy only reads, taken until every record says what was copied from there.
+struct Sources(Mutex<Vec<(Arc<dyn Recorder>, Taken)>>);
+
+impl Drop for Sources {
+    fn drop(&mut self) {
+        self.0.get_mut().drain(..).for_each(|(recorder, taken)| recorder.unchanged(taken));
+    }
 }
 
 impl Drop for Reading {
     fn drop(&mut self) {
-        self.handle.outbox.push(Message::ReadBack(self.number, self.failed.get_mut().take()));
+        self.handle.outbox.push(Message::Settled(self.number, self.failed.get_mut().take()));
     }
 }
 
 impl Parts {
-    /// `ranges` of one LUN, which are changed.
-    pub(super) fn change(unit: &Arc<LogicalUnit>, ranges: &[Range], payload_bytes: u64) -> Parts {
+    /// `ranges` of one LUN, which are changed. `payload_bytes` is what the command itself holds of that; `None`: it is to be read back.
+    pub(super) fn change(unit: &Arc<LogicalUnit>, ranges: &[Range], payload_bytes: Option<u64>) -> Parts {
         let changes = ranges.iter().map(|(lba, count)| *lba..lba.saturating_add(*count)).collect();
-        let wanted = Wanted { changes, sources: Vec::new(), payload_bytes };
+        let wanted = Wanted { changes, payload_bytes: payload_bytes.unwrap_or(0), ..Wanted::default() };
+        let wanted = if payload_bytes.is_none() { wanted.to_read_back() } else { wanted };
         let part = Part { unit: Arc::clone(unit), wanted, copied: None, taken: None, awaited: None };
         Parts { all: vec![part], order: vec![0] }
     }
@@ -144,13 +162,35 @@ impl Parts {
             .collect();
         let mut order: Vec<usize> = (0..all.len()).collect();
         order.sort_by_key(|at| all[*at].unit.lun().identity().uuid);
-        Parts { all, order }
+        let mut parts = Parts { all, order };
+        for at in 0..parts.all.len() {
+            if parts.all[at].changes() && parts.certain_source(at).is_none() {
+                let part = &mut parts.all[at];
+                part.wanted = std::mem::take(&mut part.wanted).to_read_back();
+            }
+        }
+        parts
+    }
+
+    /// Where from the blocks of the LUN at this place come, if a record may say so; as far as that can be told without having them.
+    fn certain_source(&self, at: usize) -> Option<Arc<LogicalUnit>> {
+        let part = &self.all[at];
+        let source = &self.all[part.copied.as_ref()?.0].unit;
+        let (to, from) = (fabric(&part.unit)?, fabric(source)?);
+        // Signs of trouble at one of them are signs for the other.
+        let signs = Arc::ptr_eq(&to.array().signs, &from.array().signs);
+        let certain = signs && from.production().is_steady() && to.recorder().refers_to(&**from.recorder());
+        certain.then(|| Arc::clone(source))
+    }
+
+    /// Whether something of it is to be read back, as far as that is known before.
+    pub(super) fn to_read_back(&self) -> bool {
+        self.all.iter().any(|part| part.wanted.read_back_bytes > 0 || part.copied.is_some())
     }
 
     /// Blocks that are changed.
     pub(super) fn changed_blocks(&self) -> u64 {
-        let changes = self.all.iter().flat_map(|part| &part.wanted.changes);
-        changes.map(|range| range.end - range.start).sum()
+        self.all.iter().map(|part| part.wanted.changed_blocks()).sum()
     }
 
     /// Takes what is not taken yet, as far as it can be had now. `tell` is called when it is worth asking again.
@@ -237,28 +277,27 @@ impl Parts {
     /// Errors: of the first LUN that could not record it. The others are recorded all the same.
     pub(super) fn copied(&mut self, reading: &Arc<Reading>) -> Result<(), LunError> {
         let mut outcome = Ok(());
+        let only_read = self.all.iter_mut().filter(|part| !part.changes());
+        let taken = |part: &mut Part| Some((Arc::clone(fabric(&part.unit)?.recorder()), part.taken.take()?));
+        let sources = Arc::new(Sources(Mutex::new(only_read.filter_map(taken).collect())));
         for at in 0..self.all.len() {
+            let source = self.certain_source(at);
             let copied = self.all[at].copied.take();
-            let source = copied.as_ref().map(|(from, _)| Arc::clone(&self.all[*from].unit));
-            // Signs of trouble at one of them are signs for the other.
-            let array = fabric(&self.all[at].unit).map(FabricLun::array);
-            let source = source.as_deref().and_then(fabric).filter(|lun| {
-                let signs = |array: &Arc<Array>| Arc::ptr_eq(&array.signs, &lun.array().signs);
-                lun.production().is_steady() && array.is_some_and(signs)
-            });
+            let source = source.as_deref().and_then(fabric);
             let part = &mut self.all[at];
             match (fabric(&part.unit).filter(|_| part.changes()), copied, source) {
                 (Some(lun), Some((_, pieces)), Some(source)) => {
                     if let Some(taken) = part.taken.take() {
                         let recorder = source.recorder();
-                        outcome = outcome.and(lun.recorder().capture_copy(taken, &**recorder, &pieces));
+                        let (to, told) = (lun.recorder(), reading.told(Some(Arc::clone(&sources))));
+                        let captured = to.capture_copy(taken, &**recorder, &pieces, told);
+                        outcome = outcome.and(captured);
                     }
                 }
                 (Some(_), ..) => part.read_back(reading),
                 (None, ..) => {}
             }
         }
-        self.let_go();
         outcome
     }
 }

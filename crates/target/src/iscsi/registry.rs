@@ -157,6 +157,11 @@ impl Registry {
         self.tell(|| Event::UnitsChanged, |_| true);
     }
 
+    /// Tells every session.
+    pub(super) fn tell_all(&self, event: impl Fn() -> Event) {
+        self.tell(event, |_| true);
+    }
+
     /// Ends the sessions of a target, after telling them so.
     pub(super) fn close_target(&self, iqn: &str) {
         self.tell(|| Event::Removed, |key| key.target.as_deref() == Some(iqn));

@@ -189,7 +189,7 @@ impl Session {
             }
         }
         self.submit_batch();
-        self.forwarding.links.send();
+        self.send_forwarded();
         self.link.send(&mut self.answers)?;
         if self.closing && self.answers.out.len() == 0 {
             return Err(Ended::Done);
@@ -313,7 +313,8 @@ impl Session {
                 Event::Worked(number, end) => self.worked(number, end),
                 Event::UnitsChanged => {}
                 Event::Forward(number) => self.begin_forwarded(number),
-                Event::ReadBack(number, failed) => self.answer_read_back(number, failed),
+                Event::Settled(number, failed) => self.settled(number, failed),
+                Event::Fence(fence) => self.keep_fence(&fence),
                 Event::Close => return Err(Ended::Done),
                 Event::Removed => {
                     self.announce_end();

@@ -95,6 +95,7 @@ impl Session {
             function::I_T_NEXUS_RESET => {
                 let jobs = self.abort_all(|_| true);
                 self.cancel_background();
+                self.end_all_forwarded();
                 self.forwarding.links.reset();
                 self.lose_nexuses();
                 Answer::After(jobs, Vec::new())

@@ -74,6 +74,18 @@ impl Transfers {
         self.by_itt.values().any(|transfer| Arc::ptr_eq(&transfer.view.unit, unit))
     }
 
+    /// Whether one waits on `unit` that came before `place` and has an attribute of which that is true.
+    pub(super) fn any_before(
+        &self,
+        unit: &Arc<LogicalUnit>,
+        place: u64,
+        attribute: impl Fn(u8) -> bool,
+    ) -> bool {
+        let before =
+            |transfer: &&Transfer| transfer.asked.place < place && Arc::ptr_eq(&transfer.view.unit, unit);
+        self.by_itt.values().filter(before).any(|transfer| attribute(transfer.request.attribute))
+    }
+
     pub(super) fn has(&self, itt: u32) -> bool {
         !self.by_itt.is_empty() && self.by_itt.contains_key(&itt)
     }

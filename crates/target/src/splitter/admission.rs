@@ -2,6 +2,9 @@
 //!
 //! What can be had at once is had on the asking thread, without a system call where the regions are marked already. Everything that
 //! takes time, a sync of the change map or room in the journal, is the marker thread's, for all who wait together.
+//!
+//! Where hosts are stopped for want of room, what is to be read back has room for all that it may record, or is refused, it alone. It waits
+//! until what others may read back leaves it that: hosts with many such commands under way would have segments made for all of them at once.
 
 use std::{
     collections::VecDeque,
@@ -10,20 +13,26 @@ use std::{
 };
 
 use parking_lot::{Condvar, Mutex, MutexGuard};
-use playhead_journal::{Error, Lsn, Volume};
+use playhead_journal::{Error, Lsn, Volume, BLOCK_BYTES};
 
 use super::{
+    read_back::BLOCKS_MAX,
     refusal,
     split::{Begun, Captured, Inside, OnJournalFailure, Shared, Taken, Waiter},
     takes::Wanted,
 };
 use crate::lun::LunError;
 
+/// Most bytes that all together may read back at once, where it has to have room.
+const READ_BACK_BYTES: u64 = BLOCKS_MAX * BLOCK_BYTES as u64;
+
 /// What stands between a take and its change.
 enum Step {
     Go,
     /// The marker sees to it.
     Wait,
+    /// Others read back first.
+    Hold,
     Refuse(LunError),
 }
 
@@ -31,7 +40,7 @@ enum Step {
 type Answer = (Mutex<Option<Result<Taken, LunError>>>, Condvar);
 
 /// Who is to be told what.
-type Told = Vec<(u64, Waiter, Result<(), LunError>)>;
+pub(super) type Told = Vec<(u64, Waiter, Result<(), LunError>)>;
 
 /// A place for an answer, and who puts it there.
 fn answer() -> (Arc<Answer>, Begun) {
@@ -126,7 +135,7 @@ impl Shared {
     }
 
     /// Takes that have their blocks go on, as far as they can at once.
-    fn grant(&self, inside: &mut Inside, free: Vec<u64>) -> Told {
+    pub(super) fn grant(&self, inside: &mut Inside, free: Vec<u64>) -> Told {
         let mut free = VecDeque::from(free);
         let mut told = Vec::new();
         while let Some(number) = free.pop_front() {
@@ -137,9 +146,10 @@ impl Shared {
                     inside.queue.push(number);
                     self.queued.notify_one();
                 }
+                Step::Hold => inside.held.push(number),
                 Step::Refuse(e) => {
                     told.extend(inside.takes.waiter(number).map(|w| (number, w, Err(e))));
-                    free.extend(inside.takes.release(number));
+                    free.extend(inside.release(number));
                 }
             }
         }
@@ -152,12 +162,21 @@ impl Shared {
         if let Some(refused) = self.refused(inside, exempt) {
             return Step::Refuse(refused);
         }
+        let stop = inside.choice == OnJournalFailure::Stop && !exempt && !wanted.changes.is_empty();
+        let reads = stop && wanted.read_back_bytes > 0;
+        // Nobody is overtaken who waits for the same.
+        if reads && !(inside.held.is_empty() && inside.takes.let_read(number, READ_BACK_BYTES)) {
+            return Step::Hold;
+        }
+        if reads {
+            inside.room.keep(inside.takes.read_back_bytes());
+        }
         let wait = match inside.marks.enter(&wanted.changes) {
             Ok(wait) => wait,
             Err(e) => return Step::Refuse(self.unmarkable(&e)),
         };
-        let stop = inside.choice == OnJournalFailure::Stop && !exempt && !wanted.changes.is_empty();
-        let room = !stop || matches!(self.volume.has_room(inside.takes.payload_bytes()), Ok(true));
+        let needed = inside.takes.payload_bytes() + inside.takes.read_back_bytes();
+        let room = !stop || matches!(self.volume.has_room(needed), Ok(true));
         if wait || !room {
             Step::Wait
         } else {
@@ -169,7 +188,7 @@ impl Shared {
         LunError::Io { name: self.name.clone(), detail: format!("its change map cannot be written: {e}") }
     }
 
-    fn tell(self: &Arc<Self>, told: Told) {
+    pub(super) fn tell(self: &Arc<Self>, told: Told) {
         for (number, waiter, outcome) in told {
             let taken = |()| Taken { shared: Arc::clone(self), number, over: false };
             (waiter.begun)(outcome.map(taken));
@@ -194,20 +213,28 @@ impl Shared {
     fn mark(self: &Arc<Self>, mut inside: MutexGuard<'_, Inside>) {
         let queue = std::mem::take(&mut inside.queue);
         let sync = inside.marks.begin_sync();
-        let payload_bytes = inside.takes.payload_bytes();
+        let (payload_bytes, read_back_bytes) = (inside.takes.payload_bytes(), inside.takes.read_back_bytes());
         let stop = inside.choice == OnJournalFailure::Stop;
         drop(inside);
         let synced = if sync { self.sync_map() } else { Ok(()) };
-        let room = if stop { self.volume.wait_for_room(payload_bytes) } else { Ok(()) };
-        let no_room = room.err().map(|e| self.refuse(e));
+        let room = |bytes| if stop { self.volume.wait_for_room(bytes) } else { Ok(()) };
+        let no_room = room(payload_bytes).err().map(|e| self.refuse(e));
+        // Too little for this is enough for others.
+        let no_reading = match no_room {
+            None if read_back_bytes > 0 => room(payload_bytes + read_back_bytes).err(),
+            _ => None,
+        };
+        let no_reading = no_reading.map(|e| refusal(&self.name, e));
         let mut inside = self.inside.lock();
         inside.marks.end_sync(synced.is_ok());
         let (mut told, mut free) = (Vec::new(), Vec::new());
         for number in queue {
             let Some(waiter) = inside.takes.waiter(number) else { continue };
+            let reads = inside.takes.wanted(number).is_some_and(|wanted| wanted.read_back_bytes > 0);
             let refused = match (&synced, &no_room) {
                 (Err(e), _) => Some(self.unmarkable(e)),
                 (Ok(()), Some(e)) if !waiter.exempt => Some(e.clone()),
+                (Ok(()), None) if reads => no_reading.clone(),
                 _ => None,
             };
             let Some(refused) = refused else {
@@ -217,7 +244,7 @@ impl Shared {
             if let Some(wanted) = inside.takes.wanted(number).cloned() {
                 inside.marks.leave(&wanted.changes, false);
             }
-            free.extend(inside.takes.release(number));
+            free.extend(inside.release(number));
             told.push((number, waiter, Err(refused)));
         }
         told.extend(self.grant(&mut inside, free));
@@ -259,7 +286,7 @@ impl Shared {
             inside.note_lag();
             inside.woken = true;
         }
-        let free = inside.takes.release(number);
+        let free = inside.release(number);
         let told = self.grant(&mut inside, free);
         if differs || inside.closed {
             self.tending.notify_all();
@@ -277,13 +304,21 @@ impl Shared {
     }
 
     /// What a take that is under way changes counts as differing.
-    pub(super) fn doubt(&self, number: u64) {
+    pub(super) fn doubt(self: &Arc<Self>, number: u64) {
         let mut inside = self.inside.lock();
         let Some(wanted) = inside.takes.wanted(number).cloned() else { return };
         inside.marks.differ(&wanted.changes);
         inside.note_lag();
         inside.woken = true;
         self.tending.notify_all();
+        // It may take any time to end, and is left to the resynchronisation then.
+        inside.takes.needs_no_room(number);
+        let left_bytes = inside.takes.read_back_bytes();
+        inside.room.keep(left_bytes);
+        let held = std::mem::take(&mut inside.held);
+        let told = self.grant(&mut inside, held);
+        drop(inside);
+        self.tell(told);
     }
 
     /// The journal has refused. What that means to a host; and, unless the request was at fault, it is not tried again until the tender has

@@ -86,18 +86,20 @@ impl Shared {
     }
 
     /// Whether production is the one that was flushed last; if not it may have lost what was not, all of which is marked: that is compared.
-    fn watch(&self) -> Result<bool, LunError> {
+    pub(super) fn watch(&self) -> Result<bool, LunError> {
         let (disturbed, lost) = (self.production.disturbed(), self.production.lost());
         if std::mem::replace(&mut self.inside.lock().lost_count, lost) != lost {
             self.distrust();
         }
         let now = self.production.generation()?;
         let mut inside = self.inside.lock();
-        inside.disturbed = disturbed;
-        let before = std::mem::replace(&mut inside.generation, now);
-        if now == before {
-            return Ok(true);
+        // Somebody else may have seen more meanwhile.
+        inside.disturbed = inside.disturbed.max(disturbed);
+        let before = inside.generation;
+        if now <= before {
+            return Ok(now == before);
         }
+        inside.generation = now;
         inside.marks.marked_differ();
         if inside.differs() {
             inside.note_lag();

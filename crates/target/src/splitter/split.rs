@@ -26,12 +26,12 @@ use std::{
 };
 
 use parking_lot::{Condvar, Mutex};
-use playhead_journal::{files::Files, Change, CopyPiece, Lsn, Volume};
+use playhead_journal::{files::Files, Change, CopyPiece, Lsn, Room, Volume};
 
 use super::{
     change_map::{ChangeMap, MapOf, Stamp},
     marks::Marks,
-    read_back::WhenRead,
+    read_back::{ToRead, WhenRead},
     takes::{Takes, Wanted},
 };
 use crate::lun::{FlushDone, LunError};
@@ -173,6 +173,10 @@ pub(super) struct Inside {
     pub(super) marks: Marks,
     /// Takes that wait for the medium or for room.
     pub(super) queue: Vec<u64>,
+    /// Takes that wait for others' reading back, in their order.
+    pub(super) held: Vec<u64>,
+    /// What those keep who may read back.
+    pub(super) room: Room,
     /// A RESYNC_BEGIN is in the log and no END.
     pub(super) span_open: bool,
     /// The END is being written.
@@ -195,11 +199,19 @@ pub(super) struct Inside {
     /// The tender has something to do.
     pub(super) woken: bool,
     /// To be read back, in this order.
-    pub(super) to_read: VecDeque<(Taken, WhenRead)>,
+    pub(super) to_read: VecDeque<ToRead>,
     pub(super) closed: bool,
 }
 
 impl Inside {
+    /// Gives blocks back. Those who may go on now, or find out that they may not yet.
+    pub(super) fn release(&mut self, number: u64) -> Vec<u64> {
+        let mut free = std::mem::take(&mut self.held);
+        free.extend(self.takes.release(number));
+        self.room.keep(self.takes.read_back_bytes());
+        free
+    }
+
     /// Whether anything differs.
     pub(super) fn differs(&self) -> bool {
         self.looked_at.is_some() || self.marks.differs().count() > 0
@@ -307,6 +319,8 @@ impl Split {
             takes: Takes::default(),
             span_open: volume.resyncing(),
             queue: Vec::new(),
+            held: Vec::new(),
+            room: volume.room(),
             ending: false,
             woken: true,
             looked_at: None,
@@ -461,13 +475,17 @@ impl Split {
     }
 
     /// As [`Split::capture`], for a copy that production has executed by itself: `pieces` of `source`, which were taken as sources, became
-    /// what was taken here. What comes of blocks that differ there is resynchronised here too.
+    /// what was taken here. Where blocks differ there, what came of them is read back here. If there is a sign that production may have
+    /// lost some of them, it is looked into first.
+    ///
+    /// Errors: as of [`Split::capture`].
     pub fn capture_copy(
         &self,
         taken: Taken,
         source: &Split,
         pieces: &[CopyPiece],
-    ) -> Result<Captured, LunError> {
+        when_read: WhenRead,
+    ) -> Result<(), LunError> {
         let covered = self.shared.inside.lock().takes.wanted(taken.number).is_some_and(|wanted| {
             pieces.iter().all(|p| wanted.covers(&Change::Zero { lba: p.lba, count: p.count }))
         });
@@ -475,20 +493,18 @@ impl Split {
             drop(taken);
             return Err(self.shared.defect("a copy outside of what was taken for it"));
         }
-        let sources: Vec<_> =
-            pieces.iter().map(|p| p.source_lba..p.source_lba.saturating_add(p.count)).collect();
-        let in_step = {
-            let inside = source.shared.inside.lock();
-            let sure = inside.generation != 0 && inside.disturbed == source.shared.production.disturbed();
-            sure && !inside.differs_in(&sources) && inside.refused.is_none()
-        };
-        if !in_step {
-            self.unknown(taken);
-            return Ok(Captured::Tracked);
+        let source = Arc::clone(&source.shared);
+        match source.is_in_step(pieces) {
+            Some(true) => self.shared.record_copy(taken, &source, pieces).map(|_| ()),
+            Some(false) => {
+                self.read_back(taken, when_read);
+                Ok(())
+            }
+            None => {
+                self.look_and_copy(taken, source, pieces, when_read);
+                Ok(())
+            }
         }
-        let from = source.shared.volume.clone();
-        let volume_head = |volume: &Volume| volume.copy(&from, pieces).map(|_| volume.head_lsn());
-        self.shared.record(taken, volume_head)
     }
 
     /// Production certainly did not change.
@@ -543,11 +559,13 @@ impl Split {
     }
 
     fn stop(&self) {
-        let waiting = {
+        let (waiting, held) = {
             let mut inside = self.shared.inside.lock();
             inside.closed = true;
-            inside.takes.give_up()
+            let held = std::mem::take(&mut inside.held);
+            (inside.takes.give_up(), self.shared.grant(&mut inside, held))
         };
+        self.shared.tell(held);
         // Also the tender, if it waits for somebody who does not come back before we have ended.
         for (_, waiter) in waiting {
             (waiter.begun)(Err(LunError::Gone { name: self.shared.name.clone() }));

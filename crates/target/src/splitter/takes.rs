@@ -9,6 +9,8 @@ use std::ops::Range;
 
 use playhead_journal::{Change, BLOCK_BYTES};
 
+use super::read_back::BLOCKS_MAX;
+
 /// What somebody wants to have for himself, in blocks.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Wanted {
@@ -18,6 +20,8 @@ pub struct Wanted {
     pub sources: Vec<Range<u64>>,
     /// Bytes of payload that the records of the changes have at most.
     pub payload_bytes: u64,
+    /// Bytes that the records of what is read back take besides, at most; zero: nothing is to be read back.
+    pub read_back_bytes: u64,
 }
 
 impl Wanted {
@@ -36,7 +40,21 @@ impl Wanted {
     pub fn blocks(lba: u64, count: u64) -> Wanted {
         let payload_bytes = count.saturating_mul(BLOCK_BYTES as u64);
         let changes = std::iter::once(lba..lba.saturating_add(count)).collect();
-        Wanted { changes, sources: Vec::new(), payload_bytes }
+        Wanted { changes, payload_bytes, ..Wanted::default() }
+    }
+
+    /// What comes of the changes is to be read back: the records may hold all of it, as far as it is read at once, and as many headers as
+    /// there can be.
+    #[must_use]
+    pub fn to_read_back(mut self) -> Wanted {
+        let blocks = self.changed_blocks().min(BLOCKS_MAX);
+        self.read_back_bytes = blocks * BLOCK_BYTES as u64 * 65 / 64;
+        self
+    }
+
+    /// How many blocks are changed.
+    pub(crate) fn changed_blocks(&self) -> u64 {
+        self.changes.iter().fold(0, |sum, range| sum.saturating_add(range.end - range.start))
     }
 
     /// Also reads `count` blocks from `lba` on.
@@ -79,6 +97,8 @@ struct Take<W> {
     wanted: Wanted,
     blockers: usize,
     waiter: Option<W>,
+    /// What it may read back counts.
+    may_read: bool,
 }
 
 /// All of them, in the order in which they came.
@@ -101,7 +121,7 @@ impl<W> Takes<W> {
         let number = self.next;
         self.next += 1;
         self.waiting += usize::from(blockers > 0);
-        self.takes.insert(number, Take { wanted, blockers, waiter: None });
+        self.takes.insert(number, Take { wanted, blockers, waiter: None, may_read: false });
         (number, blockers == 0)
     }
 
@@ -129,6 +149,26 @@ impl<W> Takes<W> {
     /// Bytes of payload that are still to come from those who have their blocks.
     pub(super) fn payload_bytes(&self) -> u64 {
         self.takes.values().filter(|t| t.blockers == 0).map(|t| t.wanted.payload_bytes).sum()
+    }
+
+    /// Bytes that those may read back who have been let do it.
+    pub(super) fn read_back_bytes(&self) -> u64 {
+        self.takes.values().filter(|t| t.may_read).map(|t| t.wanted.read_back_bytes).sum()
+    }
+
+    /// Lets one read back, if all do it in `most_bytes` then, or nobody else does. False: it has to wait for others.
+    pub(super) fn let_read(&mut self, number: u64, most_bytes: u64) -> bool {
+        let others = self.read_back_bytes();
+        let Some(take) = self.takes.get_mut(&number).filter(|take| !take.may_read) else { return true };
+        take.may_read = others == 0 || others.saturating_add(take.wanted.read_back_bytes) <= most_bytes;
+        take.may_read
+    }
+
+    /// One records nothing: what becomes of it is left to the resynchronisation.
+    pub(super) fn needs_no_room(&mut self, number: u64) {
+        if let Some(take) = self.takes.get_mut(&number) {
+            (take.wanted.payload_bytes, take.wanted.read_back_bytes) = (0, 0);
+        }
     }
 
     /// Gives blocks back. Those who have theirs now, in their order.

@@ -7,9 +7,13 @@ mod array_down;
 mod copies;
 mod forwarding;
 mod recorder;
+mod room;
+mod row;
 mod splitting;
 mod tasks;
 
+#[path = "../split/crowded.rs"]
+mod crowded;
 #[path = "../iscsi/peer.rs"]
 #[allow(dead_code)]
 mod peer;

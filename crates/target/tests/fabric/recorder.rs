@@ -28,6 +28,8 @@ pub(crate) struct Journalled {
     pub(crate) waits: AtomicU64,
     /// What waits to be read back, for as long as there is a list.
     pub(crate) reading: Mutex<Option<Vec<WhenRead>>>,
+    /// Flushes that are not over, for as long as there is a list.
+    pub(crate) flushing: Mutex<Option<Vec<FlushDone>>>,
     /// What the array has said to have lost.
     pub(crate) losses: Mutex<Vec<Loss>>,
 }
@@ -47,6 +49,7 @@ impl Journalled {
             doubts: AtomicU64::new(0),
             waits: AtomicU64::new(0),
             reading: Mutex::default(),
+            flushing: Mutex::default(),
             losses: Mutex::default(),
         }
     }
@@ -114,8 +117,18 @@ impl Recorder for Journalled {
         Ok(())
     }
 
-    fn capture_copy(&self, taken: Taken, _: &dyn Recorder, _: &[CopyPiece]) -> Result<(), LunError> {
-        self.unknown(taken);
+    fn refers_to(&self, _: &dyn Recorder) -> bool {
+        false
+    }
+
+    fn capture_copy(
+        &self,
+        taken: Taken,
+        _: &dyn Recorder,
+        _: &[CopyPiece],
+        when_read: WhenRead,
+    ) -> Result<(), LunError> {
+        self.read_back(taken, when_read);
         Ok(())
     }
 
@@ -146,6 +159,9 @@ impl Recorder for Journalled {
 
     fn flush(&self, done: FlushDone) {
         self.flushes.fetch_add(1, Ordering::SeqCst);
+        if let Some(held) = &mut *self.flushing.lock() {
+            return held.push(done);
+        }
         self.volume.flush_then(Box::new(move |result| {
             let io = |error: playhead_journal::Error| LunError::Io {
                 name: "g/v".to_owned(),

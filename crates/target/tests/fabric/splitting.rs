@@ -2,6 +2,7 @@
 
 use crate::peer::{pattern, Peer};
 use crate::{eventually, House};
+use playhead_target::scsi::Offload;
 use playhead_wire::iscsi::request::Request;
 use std::sync::atomic::Ordering;
 
@@ -36,6 +37,10 @@ fn every_change_is_recorded_or_read_back() {
     let miscompare = host.command(&compare, 0, &[[6; 512], [8; 512]].concat());
     assert_eq!((miscompare.status, miscompare.sense), (2, Some(0x1d00)));
     assert!(house.replica.unknown.lock().is_empty());
+    // As Playhead itself counts: a comparison is served whatever it finds.
+    let counts = house.splitter.offload_counts();
+    let ats = counts.iter().find(|(_, line)| line.offload == Offload::Ats).map(|(_, line)| line.served);
+    assert_eq!(ats, Some(2));
     // Not in the command: read back.
     good(host.command(&cdb_16(0x8b, 0, 100, 1), 0, &[0xf0; 512]));
     let unmap =

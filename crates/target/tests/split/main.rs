@@ -2,6 +2,7 @@
 //! the end, and the journal has production's order.
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
 
+mod crowded;
 mod disk;
 mod full;
 #[path = "../../../journal/tests/medium/mod.rs"]
@@ -9,5 +10,6 @@ mod medium;
 mod order;
 mod power;
 mod read_back;
+mod room;
 mod stage;
 mod storm;

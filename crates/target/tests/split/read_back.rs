@@ -31,7 +31,7 @@ fn what_is_read_back_is_recorded_before_the_blocks_are_anybody_elses() {
     let stage = Stage::new(dir.path(), Disk::new(BLOCKS), OnJournalFailure::Stop);
     stage.assert_in_step();
     let since = stage.group.head().lsn;
-    let wanted = Wanted { changes: vec![8..16, 100..5000], sources: Vec::new(), payload_bytes: 0 };
+    let wanted = Wanted { changes: vec![8..16, 100..5000], ..Wanted::default() }.to_read_back();
     let taken = begin(&stage, wanted, false);
     stage.disk.write(8, &[1; 8 * 512], 4);
     stage.disk.write(4000, &[2; 16 * 512], 16);

@@ -1,57 +1,20 @@
 //! A group with one volume, a disk it is the replica of, and a split between them; all can be closed and opened again.
 
 use std::{
-    io,
     path::{Path, PathBuf},
-    sync::{
-        atomic::{AtomicBool, Ordering},
-        Arc,
-    },
+    sync::{atomic::Ordering, Arc},
     time::{Duration, Instant},
 };
 
 use playhead_journal::{
-    files::{DiskFiles, File, Files, Open},
+    files::{DiskFiles, Files},
     Group, NewBase, Options,
 };
 use playhead_target::splitter::{OnJournalFailure, Split, SplitOptions, State};
 
-use crate::disk::Disk;
+use crate::{crowded::Crowded, disk::Disk};
 
 pub(crate) const BLOCKS: u64 = (6 << 20) / 512 + 3;
-
-/// The machine's files, on which no new ones find room while `full` is set.
-#[derive(Default)]
-pub(crate) struct Crowded {
-    pub(crate) full: AtomicBool,
-}
-
-impl Files for Crowded {
-    fn open(&self, path: &Path, how: Open) -> io::Result<Arc<dyn File>> {
-        if how == Open::Create && self.full.load(Ordering::Relaxed) {
-            return Err(io::ErrorKind::StorageFull.into());
-        }
-        DiskFiles.open(path, how)
-    }
-    fn rename(&self, from: &Path, to: &Path) -> io::Result<()> {
-        DiskFiles.rename(from, to)
-    }
-    fn remove(&self, path: &Path) -> io::Result<()> {
-        DiskFiles.remove(path)
-    }
-    fn list(&self, dir: &Path) -> io::Result<Vec<String>> {
-        DiskFiles.list(dir)
-    }
-    fn create_dir(&self, dir: &Path) -> io::Result<()> {
-        DiskFiles.create_dir(dir)
-    }
-    fn sync_dir(&self, dir: &Path) -> io::Result<()> {
-        DiskFiles.sync_dir(dir)
-    }
-    fn now_ns(&self) -> u64 {
-        DiskFiles.now_ns()
-    }
-}
 
 pub(crate) struct Stage {
     dir: PathBuf,
@@ -77,7 +40,7 @@ impl Stage {
         let (files, disk) = (Arc::new(Crowded::default()), Arc::new(disk));
         let group =
             Group::create(Arc::clone(&files) as Arc<dyn Files>, &dir.join("g"), "g", &options()).unwrap();
-        group.add_volume("v", NewBase::Sparse { blocks: BLOCKS }).unwrap();
+        group.add_volume("v", NewBase::Sparse { blocks: disk.bytes().len() as u64 / 512 }).unwrap();
         let split = split(dir, &group, &disk, choice);
         Stage { dir: dir.to_path_buf(), files, disk, group, split }
     }
@@ -114,7 +77,7 @@ impl Stage {
 
     /// What the head shows.
     pub(crate) fn replica(&self) -> Vec<u8> {
-        let mut bytes = vec![0; BLOCKS as usize * 512];
+        let mut bytes = vec![0; self.disk.bytes().len()];
         self.group.volume("v").unwrap().read(0, &mut bytes).unwrap();
         bytes
     }
