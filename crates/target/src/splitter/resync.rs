@@ -143,9 +143,14 @@ impl Shared {
         }
     }
 
-    /// Says in the log that something differs, if it does and the log does not say so yet.
+    /// Whether there are signs that production has lost something, which nobody has looked into.
+    pub(super) fn doubtful(&self, inside: &Inside) -> bool {
+        inside.disturbed != self.production.disturbed()
+    }
+
+    /// Says in the log that something differs, or may, if it does not say so yet.
     pub(super) fn begin_span(&self) -> Result<(), Error> {
-        let needed = |inside: &Inside| inside.differs() && !inside.span_open;
+        let needed = |inside: &Inside| (inside.differs() || self.doubtful(inside)) && !inside.span_open;
         if !needed(&self.inside.lock()) {
             return Ok(());
         }
@@ -154,7 +159,12 @@ impl Shared {
             return Ok(());
         }
         self.volume.begin_resync()?;
-        self.inside.lock().span_open = true;
+        let mut inside = self.inside.lock();
+        inside.span_open = true;
+        // Whoever looks into signs, and finds nothing, ends it.
+        inside.note_lag();
+        inside.woken = true;
+        self.tending.notify_all();
         Ok(())
     }
 
@@ -163,7 +173,7 @@ impl Shared {
         let _one = self.span.lock();
         {
             let mut inside = self.inside.lock();
-            if inside.differs() || !inside.span_open || inside.refused.is_some() {
+            if inside.differs() || self.doubtful(&inside) || !inside.span_open || inside.refused.is_some() {
                 return;
             }
             // From here on whoever finds that something differs waits for us, and begins anew.

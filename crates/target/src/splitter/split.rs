@@ -12,7 +12,7 @@
 //!    ([`super::read_back`]). A [`Taken`] that is dropped is unknown.
 //!
 //! As long as anything differs, what is captured lies between RESYNC_BEGIN and RESYNC_END: the former is in the log before the first
-//! record that follows a change which is missing. When the journal refuses, the group's choice decides ([`OnJournalFailure`]).
+//! record that follows a change which is missing, or a sign that production has lost something. When the journal refuses, the group's choice decides ([`OnJournalFailure`]).
 //!
 //! Locks: `span` -> the journal's; `syncing` -> `inside`; `state` -> the group's `log`, for a look at the room. Callbacks are called with nothing held.
 
@@ -327,7 +327,7 @@ impl Split {
             refused: None,
             lost: None,
             generation: 0,
-            disturbed: 0,
+            disturbed: production.disturbed(),
             lost_count: production.lost(),
             unreadable: None,
             choice: on_journal_failure,
@@ -374,7 +374,11 @@ impl Split {
     /// How production and replica stand to each other.
     pub fn status(&self) -> Status {
         let inside = self.shared.inside.lock();
-        let state = inside.state();
+        let state = match inside.state() {
+            // What it may have lost is found in a moment.
+            State::Synchronised if self.shared.doubtful(&inside) => State::Resynchronising,
+            state => state,
+        };
         let reason = inside.lost.clone().or_else(|| {
             let what = inside.refused.as_ref().or(inside.unreadable.as_ref());
             what.map(ToString::to_string)

@@ -8,6 +8,7 @@ mod full;
 #[path = "../../../journal/tests/medium/mod.rs"]
 mod medium;
 mod order;
+mod outage;
 mod power;
 mod read_back;
 mod room;
