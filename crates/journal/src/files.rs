@@ -35,6 +35,8 @@ pub trait Files: Send + Sync {
     fn rename(&self, from: &Path, to: &Path) -> io::Result<()>;
     /// Removes a file. Durable only after [`Files::sync_dir`].
     fn remove(&self, path: &Path) -> io::Result<()>;
+    /// Removes a directory with all that is in it. Durable only after [`Files::sync_dir`] of the one it is in.
+    fn remove_dir(&self, dir: &Path) -> io::Result<()>;
     /// The names of the files in a directory, in no order.
     fn list(&self, dir: &Path) -> io::Result<Vec<String>>;
     /// Makes a directory and its parents; no error if it is there.
@@ -102,6 +104,10 @@ impl Files for DiskFiles {
 
     fn remove(&self, path: &Path) -> io::Result<()> {
         fs::remove_file(path)
+    }
+
+    fn remove_dir(&self, dir: &Path) -> io::Result<()> {
+        fs::remove_dir_all(dir)
     }
 
     fn list(&self, dir: &Path) -> io::Result<Vec<String>> {

@@ -38,6 +38,7 @@ mod record;
 mod resync;
 mod run;
 mod scan;
+mod scratch;
 mod segment;
 pub mod ship;
 mod step;

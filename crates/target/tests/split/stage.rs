@@ -39,6 +39,9 @@ impl Files for Crowded {
     fn remove(&self, path: &Path) -> io::Result<()> {
         DiskFiles.remove(path)
     }
+    fn remove_dir(&self, dir: &Path) -> io::Result<()> {
+        DiskFiles.remove_dir(dir)
+    }
     fn list(&self, dir: &Path) -> io::Result<Vec<String>> {
         DiskFiles.list(dir)
     }
