@@ -175,7 +175,7 @@ class Appliance:
         targets: list[Target] = []
         for group in self.groups():
             try:
-                volumes, images = group.volumes.all(), group.images()
+                volumes, images = group.volumes.all(), group.images.all()
             except PlayheadError:
                 continue
             targets.append(self._target(group.row.iqn, group.row.name, None, list(volumes)))
@@ -237,7 +237,7 @@ class Appliance:
         groups = [group.resource() for group in self.groups()]
         alerts = [f"group {g.name} is not in service: {g.reason}; {g.next_step}" for g in groups if g.state == "failed"]
         alerts += [f"group {g.name}: {g.alert}" for g in groups if g.alert]
-        alerts += [alert for group in self.groups() for alert in group.volumes.alerts()]
+        alerts += [alert for group in self.groups() for alert in (*group.volumes.alerts(), *group.images.alerts())]
         copies = self.copies()
         alerts += [f"copy {copy.path}: {copy.alert}" for copy in copies if copy.alert]
         return Status(

@@ -18,7 +18,8 @@ use crate::{
     lineage::TimelineId,
     read::CopyInfo,
     record::{record_bytes, CopySource, Header, Opcode, HEADER_BYTES},
-    segment::{first_lsn, Segment, SEGMENT_HEADER_BYTES},
+    scratch,
+    segment::{first_lsn, Segment, SegmentNumber, SEGMENT_HEADER_BYTES},
     Error, Lsn, Result,
 };
 
@@ -271,8 +272,11 @@ impl Inner {
         let spare = self.spare.lock().pop();
         let made = match spare {
             Some(spare) => spare.recycle(files, dir, self.id, number, self.segment_bytes)?,
-            None => Segment::create(files, dir, self.id, number, self.segment_bytes)
-                .map_err(|e| no_space(&self.name, e))?,
+            None => {
+                self.check_share()?;
+                Segment::create(files, dir, self.id, number, self.segment_bytes)
+                    .map_err(|e| no_space(&self.name, e))?
+            }
         };
         log.next.push_back(made);
         Ok(())
@@ -318,6 +322,25 @@ impl Inner {
         }
     }
 
+    /// Refuses to make a segment where the rest of the disk is another's.
+    fn check_share(&self) -> Result<()> {
+        if !self.over_image {
+            return Ok(());
+        }
+        scratch::check_space(&*self.files, &self.dir, &self.name, self.segment_bytes)
+    }
+
+    fn create_ahead(&self, number: SegmentNumber, write_through: bool) -> Result<Segment> {
+        self.check_share()?;
+        let segment = Segment::create(&*self.files, &self.dir, self.id, number, self.segment_bytes)?;
+        if write_through && self.policy.lock().reserve_bytes > 0 {
+            segment.write_through(&*self.files, self.segment_bytes).inspect_err(|_| {
+                let _ = self.files.remove(&segment.path);
+            })?;
+        }
+        Ok(segment)
+    }
+
     /// Makes a segment ahead of need, if one is wanted; what the preparer's thread does. Writing it through takes a while, and whoever
     /// needs a segment meanwhile waits. Returns whether another may be wanted.
     pub(crate) fn prepare(&self, write_through: bool) -> bool {
@@ -334,16 +357,7 @@ impl Inner {
         let spare = self.spare.lock().pop();
         let made = match spare {
             Some(spare) => spare.recycle(&*self.files, &self.dir, self.id, number, self.segment_bytes),
-            None => Segment::create(&*self.files, &self.dir, self.id, number, self.segment_bytes).and_then(
-                |segment| {
-                    if write_through && self.policy.lock().reserve_bytes > 0 {
-                        segment.write_through(&*self.files, self.segment_bytes).inspect_err(|_| {
-                            let _ = self.files.remove(&segment.path);
-                        })?;
-                    }
-                    Ok(segment)
-                },
-            ),
+            None => self.create_ahead(number, write_through),
         };
         let mut log = self.log.lock();
         log.preparing = false;

@@ -43,6 +43,8 @@ pub trait Files: Send + Sync {
     fn create_dir(&self, dir: &Path) -> io::Result<()>;
     /// Makes the directory's names durable.
     fn sync_dir(&self, dir: &Path) -> io::Result<()>;
+    /// Bytes that are free where a directory lies, and that there are in all.
+    fn space(&self, dir: &Path) -> io::Result<(u64, u64)>;
     /// Nanoseconds since the Unix epoch. Here, so that a simulated run is a function of its seed.
     fn now_ns(&self) -> u64;
 }
@@ -126,6 +128,11 @@ impl Files for DiskFiles {
 
     fn sync_dir(&self, dir: &Path) -> io::Result<()> {
         fs::File::open(dir)?.sync_all()
+    }
+
+    fn space(&self, dir: &Path) -> io::Result<(u64, u64)> {
+        let found = rustix::fs::statvfs(dir)?;
+        Ok((found.f_bavail.saturating_mul(found.f_frsize), found.f_blocks.saturating_mul(found.f_frsize)))
     }
 
     fn now_ns(&self) -> u64 {

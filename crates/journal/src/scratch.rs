@@ -8,6 +8,7 @@
 //! - It lives within the group whose image it is: opened after it, closed before it, and known to it alone. That group's superblock decides
 //!   what there is: the scratch is whole and durable before the image is remembered, and goes when the image is forgotten. A directory that
 //!   belongs to no image is what a crash left, and is removed when the group is opened.
+//! - It leaves some of the disk free, so that a test does not end the copy that it is made on: at that it is full.
 //! - It refers to that group weakly, which refers to it: a group that is let go of must not be held by its own image.
 //!
 //! A promoted copy keeps its images, these too. Locks: whoever holds any of the scratch's may read the group's image below it, which takes that
@@ -23,6 +24,7 @@ use uuid::Uuid;
 
 use crate::{
     error::Context,
+    files::Files,
     group::{lay_out, Ground, Group, Inner, Options, VolumeState},
     image::ImageState,
     read::Line,
@@ -66,6 +68,27 @@ impl Under {
     }
 }
 
+/// The share of its disk that a scratch leaves free, and the most of it.
+const FREE_SHARE: u64 = 20;
+const FREE_BYTES: u64 = 1 << 30;
+
+/// Refuses to let a scratch take `bytes` more of what is kept free for the copy.
+pub(crate) fn check_space(files: &dyn Files, dir: &Path, name: &str, bytes: u64) -> Result<()> {
+    // Where the system does not tell, a full disk will.
+    let Ok((free, total)) = files.space(dir) else { return Ok(()) };
+    let kept = (total / FREE_SHARE).min(FREE_BYTES);
+    if free < kept.saturating_add(bytes) {
+        return Err(Error::NoSpace {
+            group: name.to_string(),
+            detail: format!(
+                "{free} bytes are free where {} lies, of which {kept} are left to the copy: make room there, or close the image",
+                dir.display()
+            ),
+        });
+    }
+    Ok(())
+}
+
 /// The directory of all scratches of a group.
 fn root(dir: &Path) -> PathBuf {
     dir.join("scratch")
@@ -82,6 +105,7 @@ pub(crate) fn create(parent: &Arc<Inner>, image: &Arc<ImageState>, id: Uuid) -> 
     let name = &image.entry.name;
     // One of the same name may have been left behind.
     discard(parent, name)?;
+    check_space(files, &parent.dir, &title(parent, name), parent.segment_bytes)?;
     let root = root(&parent.dir);
     files.create_dir(&root).doing("creating", &root)?;
     files.sync_dir(&parent.dir).doing("syncing", &parent.dir)?;

@@ -415,6 +415,10 @@ fn a_full_disk_refuses_writes_to_an_image_and_gives_all_back_when_it_is_closed()
         volume.submit(&[Change::Write { lba: 8, data: &data }]).map(|_| last = i).err()
     });
     assert!(matches!(error, Some(Error::NoSpace { .. })), "{error:?}");
+    let (free, total) = there.space(Path::new(COPY_DIR)).unwrap();
+    assert!(free >= total / 20, "the copy is left some: {free} of {total} bytes");
+    write(&production, 64, 8, 2);
+    level(&mut copy);
     let mut block = [0; 512];
     volume.read(8, &mut block).unwrap();
     assert_eq!(block, [last; 512]);

@@ -631,6 +631,12 @@ impl Files for SimFiles {
         Ok(())
     }
 
+    fn space(&self, _dir: &Path) -> io::Result<(u64, u64)> {
+        let state = self.state();
+        let pages = state.capacity_pages.unwrap_or(1 << 30);
+        Ok((pages.saturating_sub(state.used_pages()) * PAGE_BYTES, pages * PAGE_BYTES))
+    }
+
     fn now_ns(&self) -> u64 {
         let mut state = self.state();
         state.now_ns += 1_000;

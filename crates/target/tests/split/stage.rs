@@ -51,6 +51,9 @@ impl Files for Crowded {
     fn sync_dir(&self, dir: &Path) -> io::Result<()> {
         DiskFiles.sync_dir(dir)
     }
+    fn space(&self, dir: &Path) -> io::Result<(u64, u64)> {
+        DiskFiles.space(dir)
+    }
     fn now_ns(&self) -> u64 {
         DiskFiles.now_ns()
     }
