@@ -22,7 +22,7 @@ from playhead.group import Group, remove_directory
 from playhead.job import Jobs
 from playhead.node import Settings
 from playhead.point import show_time
-from playhead.resources import Copy, Disk, Policy, Service, Session, Status, Target, Volume
+from playhead.resources import Copy, Disk, Image, Policy, Service, Session, Status, Target, Volume
 from playhead.space import space_watch
 from playhead.store import Store
 
@@ -205,6 +205,17 @@ class Appliance:
                 found += group.volumes.all()
             except PlayheadError as error:
                 # A failed group shows in the list of groups; its volumes are not known.
+                if error.code not in ("failed", "stopping"):
+                    raise
+        return found
+
+    def images(self) -> list[Image]:
+        """The open images of all groups in service."""
+        found: list[Image] = []
+        for group in self.groups():
+            try:
+                found += group.images.all()
+            except PlayheadError as error:
                 if error.code not in ("failed", "stopping"):
                     raise
         return found

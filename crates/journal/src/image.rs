@@ -364,7 +364,8 @@ impl Inner {
 
     /// Closes them, each whatever became of the others.
     pub(crate) fn close_scratches(&self) -> Result<()> {
-        self.scratches().iter().fold(Ok(()), |outcome, scratch| outcome.and(scratch.close()))
+        let outcomes: Vec<Result<()>> = self.scratches().iter().map(Group::close).collect();
+        outcomes.into_iter().collect()
     }
 
     /// The state that a lineage makes up, as a view.

@@ -4,7 +4,6 @@ from fastapi import APIRouter
 from pydantic import BaseModel, ConfigDict, Field
 
 from playhead.api.state import TheAppliance, TheGroup
-from playhead.errors import PlayheadError
 from playhead.resources import Image
 
 router = APIRouter(tags=["image"])
@@ -24,14 +23,7 @@ class ImageOpen(BaseModel):
 @router.get("/images")
 def list_all_images(appliance: TheAppliance) -> list[Image]:
     """The open images of all groups in service."""
-    found: list[Image] = []
-    for group in appliance.groups():
-        try:
-            found += group.images.all()
-        except PlayheadError as error:
-            if error.code not in ("failed", "stopping"):
-                raise
-    return found
+    return appliance.images()
 
 
 @router.get("/groups/{group}/images")

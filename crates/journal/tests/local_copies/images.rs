@@ -1,6 +1,10 @@
 //! Writable images of a copy: what hosts write to one is theirs alone, and survives what the copy's log survives.
 
-use playhead_journal::{CopyPiece, Policy};
+use playhead_journal::{
+    files::DiskFiles,
+    keep::{CopyState, Keeping},
+    CopyPiece, Policy,
+};
 
 use crate::histories::{open_promoted, promote};
 use crate::*;
@@ -477,36 +481,66 @@ fn a_scratch_that_cannot_be_read_costs_its_image_alone() {
     assert!(matches!(held, Some(Trouble::Held(_))), "{held:?}");
 }
 
+fn kept(source: Option<&Group>, place: &Path) -> Keeping {
+    let feed = source.map(|g| Arc::new(g.clone()) as Arc<dyn Feed>);
+    Keeping::start(feed, Arc::new(DiskFiles), place, "far", Policy::default(), false).unwrap()
+}
+
+fn until(what: &dyn Fn() -> bool) {
+    while !what() {
+        std::thread::sleep(std::time::Duration::from_millis(5));
+    }
+}
+
+fn opened(keeping: &Keeping) -> Group {
+    until(&|| keeping.group().is_some());
+    keeping.group().unwrap()
+}
+
+/// A copy that is refused is let go of, with its images, and so says the same whenever it is tried.
+#[test]
+fn a_copy_of_another_group_is_let_go_of_with_its_images() {
+    let dir = tempfile::tempdir().unwrap();
+    let place = dir.path().join("copy");
+    let options = Options { segment_bytes: SMALL, background: true };
+    let make = |name: &str| {
+        let group = Group::create(Arc::new(DiskFiles), &dir.path().join(name), name, &options).unwrap();
+        write(&group.add_volume("v", NewBase::Sparse { blocks: 4096 }).unwrap(), 0, 64, 1);
+        group
+    };
+    let (group, other) = (make("g"), make("h"));
+    let keeping = kept(Some(&group), &place);
+    let mine = opened(&keeping);
+    write(&mine.open_image("w", mine.head().lsn, true).unwrap().volume("v").unwrap(), 0, 8, 2);
+    drop(mine);
+    keeping.stop();
+    let keeping = kept(Some(&other), &place);
+    until(&|| keeping.standing().state == CopyState::Diverged);
+    for _ in 0..400 {
+        assert_eq!(keeping.standing().state, CopyState::Diverged);
+        std::thread::sleep(std::time::Duration::from_millis(5));
+    }
+    keeping.stop();
+    let keeping = kept(Some(&group), &place);
+    let mut data = vec![0; 512];
+    opened(&keeping).image("w").unwrap().volume("v").unwrap().read(0, &mut data).unwrap();
+    assert_eq!(data, [2; 512]);
+    keeping.stop();
+    group.close().unwrap();
+    other.close().unwrap();
+}
+
 /// With threads of its own, as in a service.
 #[test]
 fn an_image_is_written_to_while_the_copy_is_kept_and_outlives_its_keeper() {
     let dir = tempfile::tempdir().unwrap();
     let (store, place) = (dir.path().join("g"), dir.path().join("copy"));
     let options = Options { segment_bytes: SMALL, background: true };
-    let files = || Arc::new(playhead_journal::files::DiskFiles);
-    let group = Group::create(files(), &store, "g", &options).unwrap();
+    let group = Group::create(Arc::new(DiskFiles), &store, "g", &options).unwrap();
     let production = group.add_volume("v", NewBase::Sparse { blocks: 4096 }).unwrap();
     write(&production, 0, 64, 1);
-    let keep = |group: Option<&Group>| {
-        let feed = group.map(|g| Arc::new(g.clone()) as Arc<dyn Feed>);
-        playhead_journal::keep::Keeping::start(feed, files(), &place, "far", Policy::default(), false)
-            .unwrap()
-    };
-    let until = |what: &dyn Fn() -> bool| {
-        while !what() {
-            std::thread::sleep(std::time::Duration::from_millis(5));
-        }
-    };
-    let keeping = keep(Some(&group));
-    let there = |keeping: &playhead_journal::keep::Keeping| {
-        let found = std::cell::RefCell::new(None);
-        until(&|| {
-            *found.borrow_mut() = keeping.group();
-            found.borrow().is_some()
-        });
-        found.take().unwrap()
-    };
-    let mine = there(&keeping);
+    let keeping = kept(Some(&group), &place);
+    let mine = opened(&keeping);
     until(&|| keeping.standing().lag_bytes == Some(0));
     let image = mine.open_image("w", mine.head().lsn, true).unwrap();
     let volume = image.volume("v").unwrap();
@@ -531,10 +565,10 @@ fn an_image_is_written_to_while_the_copy_is_kept_and_outlives_its_keeper() {
     keeping.stop();
     assert!(volume.read(0, &mut [0; 512]).is_err(), "it is closed with the copy");
     // Whoever still has a volume of the image has its files: the copy says so, and is opened once they are let go of.
-    let alone = keep(None);
+    let alone = kept(None, &place);
     until(&|| alone.standing().reason.is_some_and(|why| why.contains("in use")));
     drop((mine, image, volume));
-    let mine = there(&alone);
+    let mine = opened(&alone);
     let volume = mine.image("w").unwrap().volume("v").unwrap();
     for t in 0..3_u64 {
         let mut data = vec![0; 512];
