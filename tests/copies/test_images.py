@@ -14,6 +14,7 @@ from typing import Any
 import pytest
 from tests.appliance import Appliance, CliError
 from tests.control import io
+from tests.crash.nbd_client import NbdClient
 
 from playhead import _native
 
@@ -31,17 +32,19 @@ def disk_of(image: dict[str, Any], volume: str) -> dict[str, Any]:
 
 def mapped(nbd_url: str) -> list[tuple[int, int, bool]]:
     """Stretches as an NBD client sees them: from, bytes, whether they are data."""
+    host, port, export = nbd_place(nbd_url)
+    options = f"driver=nbd,server.type=inet,server.host={host},server.port={port},export={export}"
     done = subprocess.run(
-        ["qemu-img", "map", "--output=json", "--image-opts", f"driver=nbd,{_options(nbd_url)}"],
+        ["qemu-img", "map", "--output=json", "--image-opts", options],
         capture_output=True, text=True, check=True, timeout=60,
     )  # fmt: skip
     return [(e["start"], e["length"], e["data"]) for e in json.loads(done.stdout)]
 
 
-def _options(nbd_url: str) -> str:
+def nbd_place(nbd_url: str) -> tuple[str, str, str]:
     address, export = nbd_url.removeprefix("nbd://").split("/", 1)
     host, port = address.rsplit(":", 1)
-    return f"server.type=inet,server.host={host},server.port={port},export={export}"
+    return host, port, export
 
 
 def test_hosts_write_to_an_image_of_a_copy_and_to_nothing_else(group: Appliance, tmp_path: Path) -> None:
@@ -164,10 +167,14 @@ def test_it_goes_on_when_the_copy_takes_over_while_production_serves(group: Appl
     image = group.cli("image", "open", "db/try", "--copy", "near", "--writable")
     io.write(image["nbd_url"], 0x32)
     io.write(url(group), 0x31, "0", "4M")
+    # A host that stays with the image holds nothing up.
+    host, port, export = nbd_place(image["nbd_url"])
+    client = NbdClient(host, int(port), export)
     group.cli("copy", "promote", "db/near", "--while-serving")
     io.check(url(group), 0x31, "0", "4M")
     io.check(image["nbd_url"], 0x32)
     io.write(image["nbd_url"], 0x33)
+    client.close()
 
 
 def test_what_was_written_is_not_lost_with_the_copy_by_accident(group: Appliance, tmp_path: Path) -> None:

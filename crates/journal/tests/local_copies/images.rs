@@ -143,7 +143,7 @@ fn two_volumes(here: &SimFiles) -> (Group, [Volume; 2]) {
 /// and loses power. The image is always what its hosts made of its point; the copy is always production.
 #[test]
 fn a_writable_image_of_a_copy_is_its_hosts_alone() {
-    let rounds = number("PLAYHEAD_OPS").unwrap_or(400);
+    let rounds = number("PLAYHEAD_OPS").unwrap_or(1500);
     let seed = number("PLAYHEAD_SEED").unwrap_or(1);
     let mut random = Random::new(seed);
     let (here, mut there) = (SimFiles::new(), disk());
@@ -361,33 +361,56 @@ fn power_fails_at_every_write_to_an_image_of_a_copy() {
     let boundaries = whole.boundaries();
     let expected = contents_at(&group, group.head().lsn);
     let mut outcomes = [0; 2];
+    let mut judge = |there: &SimFiles, promised: &Promised, point: &[u32], what: &str| {
+        let mut copy = copier(&group, there, SMALL);
+        level(&mut copy);
+        let mine = copy.follower().unwrap().group().clone();
+        let image = mine.image("w").ok();
+        if let Some(there) = promised.there {
+            assert_eq!(image.is_some(), there, "{what}");
+        }
+        outcomes[usize::from(image.is_some())] += 1;
+        let scratches = there.list(&Path::new(COPY_DIR).join("scratch")).unwrap_or_default();
+        assert_eq!(scratches.len(), usize::from(image.is_some()), "{what}: {scratches:?}");
+        if let Some(image) = &image {
+            assert_eq!(image.info().alert, None, "{what}");
+            let now = numbers(&image.volume("v").unwrap());
+            assert!(promised.states.contains(&now), "{what}: what was promised is lost, or the order is");
+            assert!(image.volume("w").is_ok());
+            write(&image.volume("v").unwrap(), 0, 8, 9);
+            mine.close_image("w").unwrap();
+        }
+        let again = mine.open_image("w", mine.head().lsn, true).unwrap();
+        assert!(numbers(&again.volume("v").unwrap()) == point, "{what}");
+        assert_eq!(contents_at(&mine, mine.head().lsn), expected, "{what}");
+    };
     for n in 1..boundaries {
         let there = synced.copy();
         let (promised, point) = life(&group, &production, &there, n);
         for seed in [0, 1, 2, 3, FIRST_RANDOM_SEED + n, FIRST_RANDOM_SEED + n + 1] {
-            let there = there.survivor(seed);
+            judge(&there.survivor(seed), &promised, &point, &format!("boundary {n}, survivor {seed}"));
+        }
+        // Of a process that is killed nothing is lost but, perhaps, what was not answered yet.
+        let newest = promised.states.len().saturating_sub(2);
+        let acknowledged = Promised { states: promised.states[newest..].to_vec(), ..promised.clone() };
+        judge(&there.kill(n), &acknowledged, &point, &format!("boundary {n}, killed"));
+        if n % 5 != 0 {
+            continue;
+        }
+        // And once more, while that is recovered from.
+        let first = there.survivor(FIRST_RANDOM_SEED + n);
+        let whole = first.copy();
+        level(&mut copier(&group, &whole, SMALL));
+        for again in (1..=whole.boundaries()).step_by(3) {
+            let there = first.copy();
+            there.crash_at(again);
             let mut copy = copier(&group, &there, SMALL);
-            level(&mut copy);
-            let mine = copy.follower().unwrap().group().clone();
-            let what = format!("boundary {n}, survivor {seed}");
-            let image = mine.image("w").ok();
-            if let Some(there) = promised.there {
-                assert_eq!(image.is_some(), there, "{what}");
+            while matches!(copy.step(), Ok(Step::Busy)) {}
+            drop(copy);
+            for seed in [0, 1, FIRST_RANDOM_SEED + again] {
+                let what = format!("boundary {n}, lost again at {again}, survivor {seed}");
+                judge(&there.survivor(seed), &promised, &point, &what);
             }
-            outcomes[usize::from(image.is_some())] += 1;
-            let scratches = there.list(&Path::new(COPY_DIR).join("scratch")).unwrap_or_default();
-            assert_eq!(scratches.len(), usize::from(image.is_some()), "{what}: {scratches:?}");
-            if let Some(image) = &image {
-                assert_eq!(image.info().alert, None, "{what}");
-                let now = numbers(&image.volume("v").unwrap());
-                assert!(promised.states.contains(&now), "{what}: what was flushed is lost, or order is");
-                assert!(image.volume("w").is_ok());
-                write(&image.volume("v").unwrap(), 0, 8, 9);
-                mine.close_image("w").unwrap();
-            }
-            let again = mine.open_image("w", mine.head().lsn, true).unwrap();
-            assert!(numbers(&again.volume("v").unwrap()) == point, "{what}");
-            assert_eq!(contents_at(&mine, mine.head().lsn), expected, "{what}");
         }
     }
     eprintln!("{boundaries} boundaries; no image and an image: {outcomes:?}");
