@@ -153,12 +153,18 @@ class Copies:
             _log.info("copy removed", copy=f"{kept.row.group}/{name}", data="deleted" if delete_data else "kept")
 
     def _refuse_to_discard(self, kept: Kept) -> None:
-        group = kept.engine.group()
-        written = [image["name"] for image in group.images() if image["writable"]] if group else []
+        """What hosts wrote to images of a copy is nowhere but in its directory."""
+        path, scratches = f"{kept.row.group}/{kept.row.name}", Path(kept.row.directory) / "scratch"
+        try:
+            written = sorted(entry.name for entry in scratches.iterdir())
+        except OSError:
+            return
         if written:
             raise conflict(
-                f"copy {kept.row.group}/{kept.row.name} has a writable image {written[0]}, and what was written to it is in its directory",
-                f"close it first: `playhead image close {kept.row.group}/{written[0]}`",
+                f"copy {path} has a writable image {written[0]}, and what was written to it is in {kept.row.directory}",
+                f"close it first: `playhead image close {kept.row.group}/{written[0]}`"
+                if kept.engine.group()
+                else "bring the copy back and close the image, or remove the copy without --delete-data",
             )
 
     def _forget(self, name: str) -> None:
