@@ -7,10 +7,12 @@ import shutil
 import struct
 import subprocess
 import uuid
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pytest
+from tests.appliance import wait_until
 
 from playhead import _native
 
@@ -162,6 +164,16 @@ def newest_versions(
     return found
 
 
+def _use(server: _native.NbdServer, export: str, lun: _native.Lun, *commands: str) -> None:
+    """As a host would."""
+    server.add_export(export, lun)
+    host, port = server.address
+    arguments = [word for command in commands for word in ("-c", command)]
+    url = f"nbd://{host}:{port}/{export}"
+    subprocess.run(["qemu-io", "-f", "raw", *arguments, url], check=True, stdout=subprocess.DEVNULL, timeout=60)
+    server.remove_export(export, 5.0)
+
+
 @pytest.fixture
 def directory(tmp_path: Path) -> Path:
     """A group that was used and closed: writes of several kinds, a bookmark, a writable image, a rewind."""
@@ -171,14 +183,7 @@ def directory(tmp_path: Path) -> Path:
     server = _native.NbdServer("127.0.0.1", 0)
     server.open()
 
-    def use(export: str, lun: _native.Lun, *commands: str) -> None:
-        server.add_export(export, lun)
-        host, port = server.address
-        arguments = [word for command in commands for word in ("-c", command)]
-        url = f"nbd://{host}:{port}/{export}"
-        subprocess.run(["qemu-io", "-f", "raw", *arguments, url], check=True, stdout=subprocess.DEVNULL, timeout=60)
-        server.remove_export(export, 5.0)
-
+    use = partial(_use, server)
     use("v", group.volume_lun("v"), *(f"write -P {n} {n * 12_800 % 65_536 * 16} 12800" for n in range(1, 50)))
     group.bookmark("here", "application")
     use("v", group.volume_lun("v"), "write -z 4096 8192", "discard 65536 65536", "write -P 77 512 512", "flush")
@@ -239,3 +244,32 @@ def test_a_reader_made_from_the_page_alone_agrees_with_the_engine(directory: Pat
         timeline, level, number = (int(part, 16) for part in path.stem.split("-"))
         first, end = number * 8**level, (number + 1) * 8**level
         assert run_versions(path, seed) == newest_versions(log, timeline, first, end), path.name
+
+
+@pytest.mark.skipif(shutil.which("qemu-io") is None, reason="needs qemu-io (qemu-utils)")
+def test_what_was_written_to_an_image_of_a_copy_is_a_groups_directory(directory: Path, tmp_path: Path) -> None:
+    source, place = _native.Group.open(str(directory)), tmp_path / "copy"
+    copy = _native.Copy.keep(source, str(place), "near", None, None, False)
+    wait_until(lambda: copy.group() is not None and copy.standing()["lag_bytes"] == 0, "the copy is level")
+    mine = copy.group()
+    assert mine is not None
+    mine.open_image("w", mine.head()["lsn"], True)
+    server = _native.NbdServer("127.0.0.1", 0)
+    server.open()
+    _use(server, "w", mine.image_lun("w", "v"), "write -P 7 4096 4096", "discard 65536 65536", "flush")
+    server.stop(5.0)
+    copy.stop()
+    source.close()
+    memory, scratch = superblock(place), superblock(place / "scratch" / "w")
+    (image,) = memory["images"]
+    assert (image["name"], image["writable"], image["scratch"]) == ("w", False, scratch["id"])
+    (volume,), (over,) = memory["volumes"], scratch["volumes"]
+    for same in ("number", "name", "uuid", "block_count"):
+        assert over[same] == volume[same], same
+    assert over["base"] == []
+    assert (scratch["edge"]["lsn"], scratch["folded"]) == (64, 64)
+    group = uuid.UUID(scratch["id"])
+    log = records(place / "scratch" / "w" / "log" / f"{0:016x}.seg", group, crc32c(group.bytes))
+    found = [(record["opcode"], record["lba"], record["count"]) for record in log]
+    assert found == [("WRITE", 8, 8), ("UNMAP", 128, 128)]
+    assert log[0]["payload"] == b"\x07" * 4096

@@ -45,6 +45,8 @@ class ImageDict(TypedDict):
     point: PointDict
     writable: bool
     created_ns: int
+    scratch_bytes: int | None
+    alert: str | None
 
 class BookmarkDict(TypedDict):
     name: str

@@ -22,7 +22,7 @@ from playhead.group import Group, remove_directory
 from playhead.job import Jobs
 from playhead.node import Settings
 from playhead.point import show_time
-from playhead.resources import Copy, Disk, Policy, Service, Session, Status, Target, Volume
+from playhead.resources import Copy, Disk, Image, Policy, Service, Session, Status, Target, Volume
 from playhead.space import space_watch
 from playhead.store import Store
 
@@ -175,7 +175,7 @@ class Appliance:
         targets: list[Target] = []
         for group in self.groups():
             try:
-                volumes, images = group.volumes.all(), group.images()
+                volumes, images = group.volumes.all(), group.images.all()
             except PlayheadError:
                 continue
             targets.append(self._target(group.row.iqn, group.row.name, None, list(volumes)))
@@ -209,6 +209,17 @@ class Appliance:
                     raise
         return found
 
+    def images(self) -> list[Image]:
+        """The open images of all groups in service."""
+        found: list[Image] = []
+        for group in self.groups():
+            try:
+                found += group.images.all()
+            except PlayheadError as error:
+                if error.code not in ("failed", "stopping"):
+                    raise
+        return found
+
     def copies(self) -> list[Copy]:
         """The copies of all groups."""
         return [copy for group in self.groups() for copy in group.copies.all()]
@@ -237,7 +248,7 @@ class Appliance:
         groups = [group.resource() for group in self.groups()]
         alerts = [f"group {g.name} is not in service: {g.reason}; {g.next_step}" for g in groups if g.state == "failed"]
         alerts += [f"group {g.name}: {g.alert}" for g in groups if g.alert]
-        alerts += [alert for group in self.groups() for alert in group.volumes.alerts()]
+        alerts += [alert for group in self.groups() for alert in (*group.volumes.alerts(), *group.images.alerts())]
         copies = self.copies()
         alerts += [f"copy {copy.path}: {copy.alert}" for copy in copies if copy.alert]
         return Status(

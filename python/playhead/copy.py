@@ -10,7 +10,7 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -56,8 +56,12 @@ class Kept:
 
     row: CopyRow
     engine: _native.Copy
-    exported: int = 0
-    """The opening of the copy whose images are exported; 0: none are."""
+    looked_at: int = 0
+    """The opening of the copy that the catalogue was last compared with; 0: none."""
+    shown: set[str] = field(default_factory=set)
+    """Its images that are exported."""
+    hidden: set[str] = field(default_factory=set)
+    """Its images that have the name of another of the group, and so are not."""
 
 
 class Copies:
@@ -134,6 +138,8 @@ class Copies:
         """Ends a copy. What is in its directory stays unless told otherwise."""
         with self._lock:
             kept = self._get(name)
+            if delete_data:
+                self._refuse_to_discard(kept)
             self._unexport(kept)
             kept.engine.stop()
             del self._kept[name]
@@ -145,6 +151,21 @@ class Copies:
 
                 remove_directory(Path(kept.row.directory))
             _log.info("copy removed", copy=f"{kept.row.group}/{name}", data="deleted" if delete_data else "kept")
+
+    def _refuse_to_discard(self, kept: Kept) -> None:
+        """What hosts wrote to images of a copy is nowhere but in its directory."""
+        path, scratches = f"{kept.row.group}/{kept.row.name}", Path(kept.row.directory) / "scratch"
+        try:
+            written = sorted(entry.name for entry in scratches.iterdir())
+        except OSError:
+            return
+        if written:
+            raise conflict(
+                f"copy {path} has a writable image {written[0]}, and what was written to it is in {kept.row.directory}",
+                f"close it first: `playhead image close {kept.row.group}/{written[0]}`"
+                if kept.engine.group()
+                else "bring the copy back and close the image, or remove the copy without --delete-data",
+            )
 
     def _forget(self, name: str) -> None:
         with self._catalogue.transaction() as db:
@@ -249,18 +270,25 @@ class Copies:
             images=images,
             journal_bytes=journal_bytes,
             free_bytes=free_bytes,
-            alert="; ".join(alert for alert in (state_alert, space_alert) if alert) or None,
+            alert="; ".join(alert for alert in (state_alert, space_alert, _hidden(kept)) if alert) or None,
             created=show_time(row.created_ns),
         )
 
     def space_alerts(self) -> list[tuple[str, str]]:
-        """Copies whose disks are nearly full, and what is to be said of them: (path, alert)."""
+        """Copies whose disks are nearly full, and what is to be said of them: (name, alert)."""
         found = []
         for kept in list(self._kept.values()):
             alert = free_and_alert(Path(kept.row.directory), self._space_low_bytes)[1]
             if alert is not None:
-                found.append((f"{kept.row.group}/{kept.row.name}", alert))
+                found.append((kept.row.name, alert))
         return found
+
+    def tell_space_low(self, name: str) -> None:
+        """Tells the hosts that write to images of a copy."""
+        group = self._get(name).engine.group()
+        self._group.images.tell_space_low(
+            [image["name"] for image in group.images() if image["writable"]] if group else []
+        )
 
     # Images.
 
@@ -270,35 +298,50 @@ class Copies:
             rows = db.execute("SELECT image FROM copy_images WHERE group_name = ?", (self._group.row.name,)).fetchall()
         return {image for (image,) in rows}
 
-    def images(self) -> list[tuple[str, ImageDict]]:
-        """The open images of copies that can be reached: (copy, image)."""
-        found: list[tuple[str, ImageDict]] = []
+    def images(self) -> list[tuple[str, _native.Group, ImageDict]]:
+        """The open images of copies that can be reached: (copy, the copy as a group, image)."""
+        found: list[tuple[str, _native.Group, ImageDict]] = []
         for name, kept in list(self._kept.items()):
             group = kept.engine.group()
             if group is not None:
-                found += [(name, image) for image in group.images()]
+                found += [(name, group, image) for image in group.images() if image["name"] not in kept.hidden]
         return found
 
-    def open_image(self, copy: str, name: str, lsn: int) -> ImageDict:
-        """Opens an image on a copy. The catalogue first: who may see its disks must be kept from then on."""
+    def open_image(self, copy: str, name: str, lsn: int, writable: bool, force: bool) -> ImageDict:
+        """Opens an image on a copy and exports it. The catalogue first: who may see its disks must be kept from then on."""
         with self._lock:
-            engine = self.engine(copy)
+            kept, engine = self._get(copy), self.engine(copy)
             if name in self.image_names():
                 raise conflict(
                     f"a copy of group {self._group.row.name} has an open image {name}", "choose another name"
                 )
-            with self._catalogue.transaction() as db:
-                db.execute("INSERT INTO copy_images VALUES (?, ?, ?)", (self._group.row.name, copy, name))
+            self._remember_image(copy, name)
             try:
-                return engine.open_image(name, lsn, False)
+                image = engine.open_image(name, lsn, writable, force)
             except NativeError:
                 self._forget_image(name)
                 raise
+            try:
+                self._group.images.export(image, engine)
+            except (NativeError, PlayheadError):
+                self._group.images.unexport(name)
+                engine.close_image(name)
+                self._forget_image(name)
+                raise
+            kept.shown.add(name)
+            return image
 
     def close_image(self, copy: str, name: str) -> None:
+        """Closes an image that hosts have been taken from."""
         with self._lock:
+            # If it cannot be closed the next round offers it again.
+            self._get(copy).shown.discard(name)
             self.engine(copy).close_image(name)
             self._forget_image(name)
+
+    def _remember_image(self, copy: str, name: str) -> None:
+        with self._catalogue.transaction() as db:
+            db.execute("INSERT INTO copy_images VALUES (?, ?, ?)", (self._group.row.name, copy, name))
 
     def _forget_image(self, name: str) -> None:
         with self._catalogue.transaction() as db:
@@ -309,25 +352,49 @@ class Copies:
         with self._lock:
             for kept in self._kept.values():
                 group, opened = kept.engine.group(), kept.engine.standing()["opened"]
-                if group is not None and kept.exported != opened:
+                if group is None or kept.looked_at != opened:
                     self._unexport(kept)
-                    known = self.image_names()
-                    for image in group.images():
-                        if image["name"] in known:
-                            self._group.unexport_copy_image(image["name"])
-                            self._group.export_copy_image(group, image)
-                    kept.exported = opened
-                elif group is None and kept.exported:
-                    self._unexport(kept)
+                if group is not None:
+                    if kept.looked_at != opened:
+                        self._forget_unopened(kept, group)
+                        kept.looked_at = opened
+                    self._show(kept, group)
 
-    def _unexport(self, kept: Kept) -> None:
+    def _forget_unopened(self, kept: Kept, group: _native.Group) -> None:
+        """A crash can come between the catalogue and the copy; the copy is right."""
+        there = {image["name"] for image in group.images()}
         with self._catalogue.transaction() as db:
             rows = db.execute(
                 "SELECT image FROM copy_images WHERE group_name = ? AND copy = ?", (kept.row.group, kept.row.name)
             ).fetchall()
-        for (image,) in rows:
-            self._group.unexport_copy_image(image)
-        kept.exported = 0
+        for (name,) in rows:
+            if name not in there:
+                self._forget_image(name)
+
+    def _show(self, kept: Kept, group: _native.Group) -> None:
+        """Exports images that are not exported yet, also those that came with the directory when the copy was added."""
+        kept.hidden.clear()
+        for image in group.images():
+            name = image["name"]
+            if name in kept.shown:
+                continue
+            with self._catalogue.transaction() as db:
+                row = db.execute(
+                    "SELECT copy FROM copy_images WHERE group_name = ? AND image = ?", (kept.row.group, name)
+                ).fetchone()
+            if row != (kept.row.name,):
+                if row is not None or name in self._group.images.own_names():
+                    kept.hidden.add(name)
+                    continue
+                self._remember_image(kept.row.name, name)
+            self._group.images.export(image, group)
+            kept.shown.add(name)
+
+    def _unexport(self, kept: Kept) -> None:
+        for name in kept.shown:
+            self._group.images.unexport(name)
+        kept.shown.clear()
+        kept.looked_at = 0
 
     # Checking and taking over.
 
@@ -404,6 +471,13 @@ class Copies:
             ).fetchone()
             db.execute("DELETE FROM copies WHERE group_name = ? AND name = ?", (self._group.row.name, name))
             db.execute("UPDATE groups SET directory = ? WHERE name = ?", (row[0], self._group.row.name))
+
+
+def _hidden(kept: Kept) -> str | None:
+    if not kept.hidden:
+        return None
+    first = min(kept.hidden)
+    return f"its image {first} is not exported, since the group has another of that name: `playhead image close {kept.row.group}/{first}`, then it is"
 
 
 def _alert(row: CopyRow, state: str, reason: str | None, lag_bytes: int | None) -> str | None:

@@ -17,18 +17,18 @@ from playhead import _native, log, names
 from playhead._native import NativeError
 from playhead.catalogue import Catalogue, GroupRow
 from playhead.copy import Copies
-from playhead.errors import PlayheadError, conflict, not_found
+from playhead.errors import PlayheadError, conflict
 from playhead.export import Exports
-from playhead.masking import Place
+from playhead.image import Images
 from playhead.point import resolve, show_time
 from playhead.problem import from_native
-from playhead.resources import Bookmark, Image, Journal, Point, Policy, Rewind, Window
+from playhead.resources import Bookmark, Journal, Point, Policy, Rewind, Window
 from playhead.resources import Group as GroupResource
 from playhead.space import free_and_alert
 from playhead.volume import Volumes
 
 if TYPE_CHECKING:
-    from playhead._native import ImageDict, Lun, PointDict, RewindDict
+    from playhead._native import PointDict, RewindDict
     from playhead.access import Access
     from playhead.array import Arrays
 
@@ -59,6 +59,7 @@ class Group:
         self._failure: PlayheadError | None = None
         self._exported = False
         self.volumes = Volumes(self, catalogue, exports, access, arrays)
+        self.images = Images(self, exports, access)
         self.copies = Copies(self, catalogue, space_low_bytes)
 
     # Coming and going.
@@ -92,8 +93,7 @@ class Group:
             self._access.keep_only(self.row.name, self._paths())
             self._exports.add_target(self.row.iqn)
             self.volumes.serve()
-            for image in self._engine.images():
-                self._export_image(image)
+            self.images.serve()
             self._exported = True
 
     def _paths(self) -> list[str]:
@@ -149,7 +149,7 @@ class Group:
                         f"delete each first: `playhead volume delete {self.row.name}/{volumes[0]} --keep-base` or `--delete-base`",
                     )
                 for image in self._engine.images():
-                    self.close_image(image["name"])
+                    self.images.close(image["name"])
             elif not force:
                 raise PlayheadError(
                     "failed",
@@ -170,6 +170,11 @@ class Group:
         reason = cause.detail if cause else "it is not open"
         step = (cause.next_step if cause else "") or f"put that right, then `playhead group retry {self.row.name}`"
         return PlayheadError("failed", f"group {self.row.name} is not in service: {reason}", step)
+
+    @property
+    def serves(self) -> bool:
+        """Whether it is in service."""
+        return self._engine is not None
 
     @property
     def engine(self) -> _native.Group:
@@ -227,8 +232,8 @@ class Group:
 
     def tell_space_low(self) -> None:
         """Tells the hosts of all its volumes and images."""
-        for iqn in [self.row.iqn, *(self._image_iqn(image["name"]) for image in self.engine.images())]:
-            self._exports.space_low(iqn)
+        self._exports.space_low(self.row.iqn)
+        self.images.tell_space_low([image["name"] for image in self.engine.images()])
 
     def journal(self) -> Journal:
         """The engine's numbers."""
@@ -241,11 +246,9 @@ class Group:
         """The newest point, all acknowledged writes included."""
         return Point.of(self.engine.head())
 
-    def resolve(self, at: str) -> PointDict:
-        """The point that a person's expression names."""
-        return self._resolve(self.engine, at)
-
-    def _resolve(self, engine: _native.Group, at: str) -> PointDict:
+    def resolve(self, at: str, engine: _native.Group | None = None) -> PointDict:
+        """The point that a person's expression names, of production or as a copy knows it."""
+        engine = engine or self.engine
         return resolve(
             at,
             group=self.row.name,
@@ -274,134 +277,6 @@ class Group:
             kind=kind,
             lsn=point["lsn"],
             time=show_time(point["time_ns"]),
-        )
-
-    # Images.
-
-    def images(self) -> list[Image]:
-        """Of production and of its copies. A failed group has those of its copies."""
-        own = [self._image(image) for image in self.engine.images()] if self._engine or not self.copies.names() else []
-        return own + [self._image(image, copy) for copy, image in self.copies.images()]
-
-    def image(self, name: str) -> Image:
-        for image in self.images():
-            if image.name == name:
-                return image
-        raise not_found(f"group {self.row.name} has no open image {name[:80]!r}", "see `playhead image list`")
-
-    def open_image(self, name: str, at: str, writable: bool, *, force: bool = False, copy: str | None = None) -> Image:
-        """The group's volumes as of a point, exported like volumes; read from production, or from a copy. `force`: also where a volume was
-        being resynchronised.
-        """
-        names.check_image(name)
-        with self.lock:
-            if copy is not None:
-                return self._open_copy_image(name, at, writable, copy)
-            if name in self.copies.image_names():
-                raise conflict(f"a copy of group {self.row.name} has an open image {name}", "choose another name")
-            point = self.resolve(at)
-            image = self.engine.open_image(name, point["lsn"], writable, force)
-            try:
-                self._export_image(image)
-            except NativeError:
-                self.engine.close_image(name)
-                raise
-            _log.info("image opened", image=f"{self.row.name}/{name}", lsn=image["point"]["lsn"], writable=writable)
-            return self._image(image)
-
-    def close_image(self, name: str) -> None:
-        """Takes an image away; what was written to a writable one is discarded."""
-        with self.lock:
-            image = self.image(name)
-            disks = self._unexport_image(image)
-            if image.copy_name is not None:
-                self.copies.close_image(image.copy_name, name)
-                self._forget_image(image, disks)
-                return
-            try:
-                self.engine.close_image(name)
-            except NativeError:
-                self._export_image(next(i for i in self.engine.images() if i["name"] == name))
-                raise
-            self._forget_image(image, disks)
-
-    def _forget_image(self, image: Image, disks: dict[str, Lun | None]) -> None:
-        self._access.forget_target(image.iqn)
-        for path, disk in disks.items():
-            self._access.forget_disk(path)
-            self._exports.forget(disk)
-        _log.info("image closed", image=image.path)
-
-    def _open_copy_image(self, name: str, at: str, writable: bool, copy: str) -> Image:
-        if writable:
-            raise conflict(
-                f"an image of copy {self.row.name}/{copy} cannot be writable: the copy's log is production's, byte for byte",
-                "open it read-only, open the same point of production as writable, or promote the copy",
-            )
-        if self._engine and any(image["name"] == name for image in self._engine.images()):
-            raise conflict(f"group {self.row.name} has an open image {name}", "choose another name")
-        engine = self.copies.engine(copy)
-        point = self._resolve(engine, at)
-        image = self.copies.open_image(copy, name, point["lsn"])
-        try:
-            self.export_copy_image(engine, image)
-        except NativeError:
-            self.copies.close_image(copy, name)
-            raise
-        _log.info("image opened", image=f"{self.row.name}/{name}", lsn=image["point"]["lsn"], copy=copy)
-        return self._image(image, copy)
-
-    def export_copy_image(self, engine: _native.Group, image: ImageDict) -> None:
-        """Offers an image of a copy to hosts."""
-        self._export_image(image, engine)
-
-    def unexport_copy_image(self, name: str) -> None:
-        """Takes an image's disks from hosts, for a time: who may see them stays known."""
-        iqn = self._image_iqn(name)
-        for exported in self._exports.disks():
-            if exported.place.iqn == iqn:
-                self._exports.remove_disk(exported.place.path)
-        self._exports.remove_target(iqn)
-
-    def _image_iqn(self, name: str) -> str:
-        return f"{self.row.iqn}:{name}"
-
-    def _export_image(self, image: ImageDict, engine: _native.Group | None = None) -> None:
-        iqn, name = self._image_iqn(image["name"]), image["name"]
-        engine = engine or self.engine
-        self._exports.add_target(iqn)
-        for volume in engine.image_volumes(name):
-            disk = engine.image_lun(name, volume["name"], self.volumes.physical_block_bytes(volume))
-            place = Place(f"{self.row.name}/{name}/{volume['name']}", iqn, self.volumes.lun(volume))
-            self._exports.add_disk(place, disk)
-
-    def _unexport_image(self, image: Image) -> dict[str, Lun | None]:
-        disks = {disk.path: self._exports.remove_disk(disk.path) for disk in image.volumes}
-        self._exports.remove_target(image.iqn)
-        return disks
-
-    def _image(self, image: ImageDict, copy: str | None = None) -> Image:
-        engine = self.copies.engine(copy) if copy is not None else self.engine
-        iqn, path = self._image_iqn(image["name"]), f"{self.row.name}/{image['name']}"
-        disks = [
-            self.volumes.disk(volume, iqn, f"{path}/{volume['name']}", read_only=not image["writable"])
-            for volume in engine.image_volumes(image["name"])
-        ]
-        disks.sort(key=lambda disk: disk.lun)
-        first = disks[0] if disks else None
-        return Image(
-            path=path,
-            name=image["name"],
-            group=self.row.name,
-            copy_name=copy,
-            point=Point.of(image["point"]),
-            writable=image["writable"],
-            created=show_time(image["created_ns"]),
-            iqn=iqn,
-            size_bytes=first.size_bytes if first else None,
-            iscsi_url=first.iscsi_url if first else None,
-            nbd_url=first.nbd_url if first else None,
-            volumes=disks,
         )
 
     # Going back.
@@ -480,8 +355,7 @@ class Group:
             return self.resource()
 
     def _unexport_all(self) -> None:
-        for image in self.images():
-            self._unexport_image(image)
+        self.images.withdraw()
         if self._exported:
             self.volumes.withdraw()
             self._exports.remove_target(self.row.iqn)

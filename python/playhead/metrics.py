@@ -139,6 +139,15 @@ class ApplianceCollector(Collector):
         for copy in copies:
             state.add_metric([copy.group, copy.name, copy.state], 1)
         yield state
+        scratch = GaugeMetricFamily(
+            "playhead_image_scratch_bytes",
+            "Taken on a copy's disk by what was written to an image of it",
+            labels=["group", "image"],
+        )
+        for image in self._appliance.images():
+            if image.scratch_bytes is not None:
+                scratch.add_metric([image.group, image.name], image.scratch_bytes)
+        yield scratch
 
     def _front_ends(self) -> Iterator[Metric]:
         sessions = GaugeMetricFamily(

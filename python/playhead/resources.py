@@ -145,6 +145,10 @@ class Image(BaseModel):
     copy_name: str | None = Field(description="The copy it is read from; null: production")
     point: Point
     writable: bool
+    scratch_bytes: int | None = Field(
+        description="Taken on the copy's disk by what was written to it; null if that is in the group's own journal, or nothing can be"
+    )
+    alert: str | None
     created: str
     iqn: str
     size_bytes: int | None

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Callable, Iterable
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -52,26 +53,28 @@ class Space:
         self._low: set[str] = set()
 
     def look(self) -> None:
-        """One round: tells of what has come up since the last, hosts of production too. A copy has no hosts that write."""
+        """One round: tells of what has come up since the last, hosts too. Of a copy's, those that write to its images."""
         low = set()
         for group in self._groups():
             if (alert := group.space_alert()) is not None:
                 low.add(group.row.name)
                 if group.row.name not in self._low:
                     _log.info("space runs out", group=group.row.name, alert=alert)
-                    self._tell_hosts(group)
-            for path, alert in group.copies.space_alerts():
+                    self._tell_hosts(group.tell_space_low)
+            for copy, alert in group.copies.space_alerts():
+                path = f"{group.row.name}/{copy}"
                 low.add(path)
                 if path not in self._low:
                     _log.info("space runs out", copy=path, alert=alert)
+                    self._tell_hosts(partial(group.copies.tell_space_low, copy))
         self._low = low
 
     @staticmethod
-    def _tell_hosts(group: Group) -> None:
+    def _tell_hosts(tell: Callable[[], None]) -> None:
         try:
-            group.tell_space_low()
+            tell()
         except (NativeError, PlayheadError) as error:
-            _log.info("hosts could not be told", group=group.row.name, reason=str(error))
+            _log.info("hosts could not be told", reason=str(error))
 
 
 def space_watch(groups: Callable[[], Iterable[Group]]) -> Watch:

@@ -46,7 +46,8 @@ class Volumes:
         self._exports = exports
         self._access = access
         self._arrays = arrays
-        self._luns: dict[str, Export] = {}
+        # Images of copies have their numbers though production cannot be opened.
+        self._luns: dict[str, Export] = catalogue.exports(group.row.name)
         self.move()
 
     @property

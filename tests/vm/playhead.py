@@ -22,6 +22,7 @@ from .appliance import ApplianceError, Disk, end_server, free_port, start_server
 
 START_TIMEOUT_S = 60.0
 COMMAND_TIMEOUT_S = 60.0
+COPY_TIMEOUT_S = 120.0
 
 VOLUME = "disk"
 """Each disk is the only volume of a group of its own, so that its bookmarks and images are its own too."""
@@ -104,11 +105,37 @@ class PlayheadAppliance:
         """Bookmarks the disk's group."""
         self._do("bookmark", "create", f"{_group(disk)}/{name}")
 
+    def add_copy(self, disk: Disk, name: str) -> None:
+        """Gives the disk's group a copy on another disk."""
+        place = self._store.with_name(f"copy-{_group(disk)}")
+        self._do("copy", "add", f"{_group(disk)}/{name}", "--directory", str(place))
+
+    def level(self, disk: Disk, name: str) -> None:
+        """Waits until the copy has all that the disk has now."""
+        head, deadline = self.head(disk), time.monotonic() + COPY_TIMEOUT_S
+        while (found := self.copy(disk, name))["state"] != "synchronised" or found["durable_lsn"] < head:
+            if time.monotonic() > deadline:
+                raise ApplianceError(f"the copy does not get to LSN {head}: {found}")
+            time.sleep(0.1)
+
+    def copy(self, disk: Disk, name: str) -> dict[str, Any]:
+        """How a copy stands."""
+        found: dict[str, Any] = self._rest.get("groups", _group(disk), "copies", name)
+        return found
+
+    def remove_copy(self, disk: Disk, name: str) -> None:
+        """Ends a copy, with its data."""
+        self._do("copy", "remove", f"{_group(disk)}/{name}", "--delete-data")
+
+    def verify_copy(self, disk: Disk, name: str) -> None:
+        """Compares a copy with the disk's group; fails if there is a difference."""
+        self._do("copy", "verify", f"{_group(disk)}/{name}")
+
     @contextmanager
-    def image(self, disk: Disk, bookmark: str, writable: bool) -> Iterator[Disk]:
-        """Opens an image of the disk's group at the bookmark."""
+    def image(self, disk: Disk, bookmark: str, writable: bool, copy: str | None = None) -> Iterator[Disk]:
+        """Opens an image of the disk's group at the bookmark, as production or a copy has it."""
         path = f"{_group(disk)}/{bookmark}-{next(self._image_numbers)}"
-        options = ["--writable"] if writable else []
+        options = (["--writable"] if writable else []) + (["--copy", copy] if copy else [])
         opened = self._do("image", "open", path, "--at", bookmark, *options)
         yield disk_of(opened["volumes"][0])
         self._do("image", "close", path)

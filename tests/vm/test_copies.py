@@ -1,11 +1,21 @@
-"""Copies that the storage makes by itself, asked for by a real initiator's tools: EXTENDED COPY and tokens."""
+"""Copies that the storage makes by itself, asked for by a real initiator's tools: EXTENDED COPY and tokens; and a group's copy on another disk,
+tried by a host while production goes on."""
 
 from __future__ import annotations
 
 import random
 
 from . import tokens
-from .initiator import generic, session
+from .initiator import (
+    Files,
+    attached,
+    check_file_system,
+    contents,
+    generic,
+    make_file_system,
+    mounted,
+    session,
+)
 from .machine import Machine
 from .playhead import PlayheadAppliance
 from .watched import BLOCK, MIB, Watched
@@ -78,3 +88,47 @@ def test_a_copy_to_another_group_is_data(machine: Machine, playhead: PlayheadApp
             second.put(SEEK, bytes(first.expected[SKIP * BLOCK : (SKIP + COUNT) * BLOCK]))
             second.check()
         first.check()
+
+
+WORK = """
+(
+    for ((n = 0; ; n++)); do
+        head -c $((RANDOM * 4)) /dev/urandom >{folder}/work$((n % 8)) && sync {folder}/work$((n % 8)) && echo $n >/run/worked
+    done
+) >/dev/null 2>&1 &
+echo $! >/run/worker
+"""
+STOP_WORK = "kill $(cat /run/worker); while pgrep -x head; do sleep 0.1; done; cat /run/worked"
+
+
+def test_a_file_system_on_a_groups_copy_is_tried_while_production_goes_on(
+    machine: Machine, playhead: PlayheadAppliance, source: random.Random
+) -> None:
+    files = Files(source.randrange(1 << 32), count=30, largest_bytes=100_000)
+    disk = playhead.create_disk("copied", 256 * MIB)
+    with attached(machine, disk, "iscsi") as device:
+        make_file_system(machine, device, "ext4")
+        with mounted(machine, device) as folder:
+            files.unpack(machine, folder)
+            machine.check("sync")
+            playhead.add_copy(disk, "near")
+            machine.check(WORK.format(folder=folder))
+            playhead.level(disk, "near")
+            # In the middle of the work: whoever mounts the image has a log to replay.
+            playhead.bookmark(disk, "tried")
+            playhead.level(disk, "near")
+            with playhead.image(disk, "tried", writable=True, copy="near") as image:
+                with attached(machine, image, "iscsi") as tried:
+                    with mounted(machine, tried) as there:
+                        found = contents(machine, there)
+                        assert files.digests.items() <= found.items()
+                        machine.check(f"rm -r {there}/folder0; cp -r {there}/folder1 {there}/new; sync; fstrim {there}")
+                    check_file_system(machine, tried, "ext4")
+                    with mounted(machine, tried) as there:
+                        assert {path for path in contents(machine, there) if path.startswith("new/")}
+                playhead.level(disk, "near")
+                playhead.verify_copy(disk, "near")
+            assert int(machine.check(STOP_WORK)) > 0
+            assert files.digests.items() <= contents(machine, folder).items()
+        check_file_system(machine, device, "ext4")
+    playhead.remove_copy(disk, "near")

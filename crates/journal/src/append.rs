@@ -18,6 +18,7 @@ use crate::{
     lineage::TimelineId,
     read::CopyInfo,
     record::{record_bytes, CopySource, Header, Opcode, HEADER_BYTES},
+    scratch,
     segment::{first_lsn, Segment, SegmentNumber, SEGMENT_HEADER_BYTES},
     Error, Lsn, Result,
 };
@@ -286,6 +287,7 @@ impl Inner {
                 }
             }
         }
+        self.check_share()?;
         let made = Segment::create(files, dir, self.id, number, bytes).and_then(|segment| {
             if write_through && self.policy.lock().reserve_bytes > 0 {
                 segment.write_through(files, bytes).inspect_err(|_| {
@@ -335,6 +337,14 @@ impl Inner {
                 });
             }
         }
+    }
+
+    /// Refuses to make a segment where the rest of the disk is another's.
+    fn check_share(&self) -> Result<()> {
+        if !self.over_image {
+            return Ok(());
+        }
+        scratch::check_space(&*self.files, &self.dir, &self.name, self.segment_bytes)
     }
 
     /// Makes a segment ahead of need, if one is wanted; what the preparer's thread does. Writing it through takes a while, and whoever

@@ -87,6 +87,12 @@ impl Base {
 
     /// Opens the base of a known volume and checks its size.
     pub(crate) fn open(files: &dyn Files, volume: &VolumeInfo) -> Result<Base> {
+        if volume.base.is_empty() {
+            return Err(Error::Conflict(format!(
+                "volume {} has no base of its own: this is what was written to an image of a copy, and is opened with the copy",
+                volume.name
+            )));
+        }
         let mut left = volume.block_count * BLOCK_BYTES as u64;
         let mut opened = Vec::new();
         let several = volume.base.len() > 1;

@@ -231,6 +231,21 @@ impl Copier {
     fn open_follower(&mut self) -> std::result::Result<Step, Trouble> {
         let follower =
             Follower::open(Arc::clone(&self.files), &self.dir, &self.options).map_err(Trouble::Copy)?;
+        if let Err(trouble) = self.check_prefix(&follower) {
+            // Its threads would hold it for good.
+            if let Err(e) = follower.group().close() {
+                log::info!("copy {}: it did not close cleanly: {e}", self.name);
+            }
+            return Err(trouble);
+        }
+        follower.group().set_policy(self.policy);
+        self.opened += 1;
+        self.stage = Stage::Following(Box::new(follower));
+        Ok(Step::Busy)
+    }
+
+    /// Refuses a copy whose log is not a prefix of the source's.
+    fn check_prefix(&self, follower: &Follower) -> std::result::Result<(), Trouble> {
         self.same_group(follower.group().id())?;
         let mine = follower.tail(TAIL_BYTES).map_err(Trouble::Copy)?;
         let at = follower.received();
@@ -257,10 +272,7 @@ impl Copier {
             }
             Err(e) => return Err(Trouble::Source(e)),
         }
-        follower.group().set_policy(self.policy);
-        self.opened += 1;
-        self.stage = Stage::Following(Box::new(follower));
-        Ok(Step::Busy)
+        Ok(())
     }
 
     /// Begins a synchronisation; of a copy that has the state at `settled`, whose volumes are `old`.

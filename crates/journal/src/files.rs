@@ -35,12 +35,16 @@ pub trait Files: Send + Sync {
     fn rename(&self, from: &Path, to: &Path) -> io::Result<()>;
     /// Removes a file. Durable only after [`Files::sync_dir`].
     fn remove(&self, path: &Path) -> io::Result<()>;
+    /// Removes a directory with all that is in it. Durable only after [`Files::sync_dir`] of the one it is in.
+    fn remove_dir(&self, dir: &Path) -> io::Result<()>;
     /// The names of the files in a directory, in no order.
     fn list(&self, dir: &Path) -> io::Result<Vec<String>>;
     /// Makes a directory and its parents; no error if it is there.
     fn create_dir(&self, dir: &Path) -> io::Result<()>;
     /// Makes the directory's names durable.
     fn sync_dir(&self, dir: &Path) -> io::Result<()>;
+    /// Bytes that are free where a directory lies, and that there are in all.
+    fn space(&self, dir: &Path) -> io::Result<(u64, u64)>;
     /// Nanoseconds since the Unix epoch. Here, so that a simulated run is a function of its seed.
     fn now_ns(&self) -> u64;
 }
@@ -104,6 +108,10 @@ impl Files for DiskFiles {
         fs::remove_file(path)
     }
 
+    fn remove_dir(&self, dir: &Path) -> io::Result<()> {
+        fs::remove_dir_all(dir)
+    }
+
     fn list(&self, dir: &Path) -> io::Result<Vec<String>> {
         let mut names = Vec::new();
         for entry in fs::read_dir(dir)? {
@@ -120,6 +128,11 @@ impl Files for DiskFiles {
 
     fn sync_dir(&self, dir: &Path) -> io::Result<()> {
         fs::File::open(dir)?.sync_all()
+    }
+
+    fn space(&self, dir: &Path) -> io::Result<(u64, u64)> {
+        let found = rustix::fs::statvfs(dir)?;
+        Ok((found.f_bavail.saturating_mul(found.f_frsize), found.f_blocks.saturating_mul(found.f_frsize)))
     }
 
     fn now_ns(&self) -> u64 {

@@ -81,6 +81,9 @@ impl Inner {
     pub(crate) fn trim(&self, target: Lsn, progress: Progress<'_>) -> Result<Point> {
         let _folding = self.folding.lock();
         self.check_writable()?;
+        if self.over_image {
+            return Ok(self.state.read().edge);
+        }
         let edge = {
             let mut control = self.control.lock();
             let (pinned, head, edge) = {

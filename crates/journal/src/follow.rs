@@ -1,6 +1,6 @@
 //! A group in the role of a copy: it takes records as they are instead of making them.
 //!
-//! Everything else is the engine's own: segments are sealed, runs merged, the window moved and folded, read-only images opened, and after
+//! Everything else is the engine's own: segments are sealed, runs merged, the window moved and folded, images opened, and after
 //! a crash the log is recovered, all by the code that serves production. Three things are different. Its epoch is not raised when it is
 //! opened, since every record's comes from the source: what lies beyond the end of its log can only be what will be written there again. It
 //! refuses whatever would make a record. And a rewind arrives as a BRANCH record: all up to it is made durable, then the superblock says
@@ -20,7 +20,7 @@ use crate::{
     base::{paths_for, Base},
     error::Context,
     files::Files,
-    group::{Group, Inner, Options, Point, Tip, VolumeState},
+    group::{Ground, Group, Inner, Options, Point, Tip, VolumeState},
     index::Entry,
     lineage::{Stay, Timeline},
     maps::Maps,
@@ -127,7 +127,7 @@ impl Follower {
             m.next_volume = m.next_volume.max(info.number + 1);
             m.volumes.push(info.clone());
         })?;
-        let volume = Arc::new(VolumeState { info, base, removed: false.into() });
+        let volume = Arc::new(VolumeState::new(info, Ground::Base(base)));
         let mut state = i.state.write();
         state.volumes.insert(volume.info.number, volume);
         state.resized();

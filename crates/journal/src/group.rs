@@ -35,6 +35,7 @@ use crate::{
     read::CopyCache,
     record,
     resync::Spans,
+    scratch::Under,
     segment::{self, Segment, SegmentNumber},
     superblock::{Memory, Rewind, Superblock, VolumeInfo},
     view::View,
@@ -231,11 +232,36 @@ pub(crate) struct State {
     pub(crate) newest_copy: Lsn,
 }
 
-/// A volume and its open base.
+/// What a volume's blocks are where no record says otherwise.
+pub(crate) enum Ground {
+    /// Plain blocks, which what leaves the window goes to.
+    Base(Base),
+    /// What an image shows; it never changes.
+    Image(Under),
+}
+
+/// A volume and what lies under its records.
 pub(crate) struct VolumeState {
     pub(crate) info: VolumeInfo,
-    pub(crate) base: Base,
+    pub(crate) ground: Ground,
     pub(crate) removed: AtomicBool,
+}
+
+impl VolumeState {
+    pub(crate) fn new(info: VolumeInfo, ground: Ground) -> VolumeState {
+        VolumeState { info, ground, removed: AtomicBool::new(false) }
+    }
+
+    /// The base, for those who change it.
+    pub(crate) fn base(&self) -> Result<&Base> {
+        match &self.ground {
+            Ground::Base(base) => Ok(base),
+            Ground::Image(_) => Err(Error::Conflict(format!(
+                "volume {} lies over an image, which nothing changes",
+                self.info.name
+            ))),
+        }
+    }
 }
 
 #[derive(Default)]
@@ -256,6 +282,8 @@ pub(crate) struct Inner {
     pub(crate) background: bool,
     /// It is a copy, and makes no records of its own.
     pub(crate) follows: bool,
+    /// Its volumes lie over an image, so nothing is folded.
+    pub(crate) over_image: bool,
     pub(crate) folding: Mutex<()>,
     pub(crate) tending: Mutex<()>,
     pub(crate) one_sealer: Mutex<()>,
@@ -311,10 +339,29 @@ pub fn check_name(what: &str, name: &str) -> Result<()> {
     )))
 }
 
+/// Makes the files of a new group in `dir`, which must be absent or empty. Durable when it returns.
+pub(crate) fn lay_out(files: &dyn Files, dir: &Path, memory: Memory) -> Result<()> {
+    use crate::error::Context;
+    files.create_dir(dir).doing("creating", dir)?;
+    let inside = files.list(dir).doing("listing", dir)?;
+    if inside.iter().any(|n| n == "superblock") {
+        return Err(Error::Conflict(format!("{} holds a group already: open it", dir.display())));
+    }
+    for sub in [segment::log_dir(dir), crate::index::index_dir(dir)] {
+        files.create_dir(&sub).doing("creating", &sub)?;
+    }
+    Segment::create(files, dir, memory.id, 0, memory.segment_bytes).map_err(|e| no_space(&memory.name, e))?;
+    // The superblock comes last: a directory with one is a whole group.
+    drop(Superblock::create(files, dir, memory)?);
+    if let Some(parent) = dir.parent() {
+        files.sync_dir(parent).doing("syncing", parent)?;
+    }
+    Ok(())
+}
+
 impl Group {
     /// Makes a group in `dir`, which must be absent or empty. Durable when it returns.
     pub fn create(files: Arc<dyn Files>, dir: &Path, name: &str, options: &Options) -> Result<Group> {
-        use crate::error::Context;
         check_name("group", name)?;
         let bytes = options.segment_bytes;
         if !bytes.is_power_of_two() || !(64 << 10..=1 << 30).contains(&bytes) {
@@ -322,37 +369,7 @@ impl Group {
                 "segment size {bytes} is not a power of two from 64 KiB to 1 GiB"
             )));
         }
-        files.create_dir(dir).doing("creating", dir)?;
-        let inside = files.list(dir).doing("listing", dir)?;
-        if inside.iter().any(|n| n == "superblock") {
-            return Err(Error::Conflict(format!("{} holds a group already: open it", dir.display())));
-        }
-        for sub in [segment::log_dir(dir), crate::index::index_dir(dir)] {
-            files.create_dir(&sub).doing("creating", &sub)?;
-        }
-        let memory = Memory {
-            id: Uuid::new_v4(),
-            name: name.to_string(),
-            segment_bytes: bytes,
-            epoch: 0,
-            durable_lsn: segment::first_lsn(0, bytes),
-            edge: Point { lsn: segment::first_lsn(0, bytes), time_ns: files.now_ns() },
-            folded: segment::first_lsn(0, bytes),
-            step: None,
-            volumes: Vec::new(),
-            next_volume: 1,
-            history: History::default(),
-            images: Vec::new(),
-            rewinds: Vec::new(),
-            resyncing: BTreeMap::new(),
-            follows: false,
-        };
-        Segment::create(&*files, dir, memory.id, 0, bytes).map_err(|e| no_space(name, e))?;
-        // The superblock comes last: a directory with one is a whole group.
-        drop(Superblock::create(&*files, dir, memory)?);
-        if let Some(parent) = dir.parent() {
-            files.sync_dir(parent).doing("syncing", parent)?;
-        }
+        lay_out(&*files, dir, Memory::new(Uuid::new_v4(), name.to_string(), bytes, files.now_ns()))?;
         Group::open(files, dir, options)
     }
 
@@ -386,6 +403,7 @@ impl Group {
     pub fn stats(&self) -> Stats {
         let i = &self.0;
         let ready = i.log.lock().next.len() as u64;
+        let scratches: u64 = i.scratches().iter().map(|g| g.stats().index_bytes).sum();
         let state = i.state.read();
         let tips: usize = state
             .tips
@@ -404,7 +422,7 @@ impl Group {
             journal_bytes: state.segments.len() as u64 * i.segment_bytes,
             segment_count: state.segments.len() as u64,
             ready_bytes: ready * i.segment_bytes,
-            index_bytes: (tips + images + lists * size_of::<Entry>()) as u64,
+            index_bytes: (tips + images + lists * size_of::<Entry>()) as u64 + scratches,
             records: i.counters.records.load(Ordering::Relaxed),
             bytes_written: i.counters.bytes_written.load(Ordering::Relaxed),
             flushes: i.counters.flushes.load(Ordering::Relaxed),
@@ -474,7 +492,7 @@ impl Group {
             m.volumes.push(info.clone());
             m.next_volume = number + 1;
         })?;
-        let volume = Arc::new(VolumeState { info, base, removed: AtomicBool::new(false) });
+        let volume = Arc::new(VolumeState::new(info, Ground::Base(base)));
         let mut state = i.state.write();
         state.volumes.insert(number, Arc::clone(&volume));
         state.resized();
@@ -529,7 +547,7 @@ impl Group {
         }
         drop(state);
         if delete_base && !volume.info.adopted {
-            volume.base.remove(&*i.files, &i.dir)?;
+            volume.base()?.remove(&*i.files, &i.dir)?;
         }
         Ok(())
     }
@@ -566,30 +584,44 @@ impl Group {
     /// Stops the group: what was acknowledged is made durable; volumes and images then answer that they are gone.
     pub fn close(&self) -> Result<()> {
         let i = &self.0;
-        if i.closed.swap(true, Ordering::AcqRel) {
-            return Ok(());
+        // What is written to images first: it is read over this group.
+        let mut outcome = i.close_scratches();
+        if !i.abandon() {
+            return outcome;
         }
-        i.keeper.wake();
-        i.sealer.wake();
-        i.preparer.wake();
-        i.flush.wake();
-        let threads = std::mem::take(&mut *i.threads.lock());
-        for thread in threads {
-            if thread.join().is_err() {
-                log::error!("group {}: a housekeeping thread had panicked", i.name);
-            }
-        }
+        // An image may have been opened just then; no other can be any more.
+        drop(i.control.lock());
+        outcome = outcome.and(i.close_scratches());
         // A write that was under way when `closed` was set has the log; after it nothing can come.
         drop(i.log.lock());
         i.flush_inline()?;
         i.seal_all()?;
         let mut control = i.control.lock();
         let durable = i.durable.load(Ordering::Acquire);
-        i.remember(&mut control, |m| m.durable_lsn = durable)
+        i.remember(&mut control, |m| m.durable_lsn = durable)?;
+        outcome
     }
 }
 
 impl Inner {
+    /// Ends the group without seeing to what it holds; `false` if it had ended before.
+    pub(crate) fn abandon(&self) -> bool {
+        if self.closed.swap(true, Ordering::AcqRel) {
+            return false;
+        }
+        self.keeper.wake();
+        self.sealer.wake();
+        self.preparer.wake();
+        self.flush.wake();
+        let threads = std::mem::take(&mut *self.threads.lock());
+        for thread in threads {
+            if thread.join().is_err() {
+                log::error!("group {}: a housekeeping thread had panicked", self.name);
+            }
+        }
+        true
+    }
+
     /// Refuses when the group is closed.
     pub(crate) fn check_open(&self) -> Result<()> {
         if self.closed.load(Ordering::Acquire) {

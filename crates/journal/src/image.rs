@@ -1,4 +1,5 @@
-//! Images: a group's volumes as of one point. Read-only, or writable as a branch of their own that leaves history untouched.
+//! Images: a group's volumes as of one point. Read-only, or writable: as a branch of their own that leaves history untouched, or, of a copy,
+//! with a scratch ([`crate::scratch`]).
 
 use std::sync::{
     atomic::{AtomicBool, Ordering},
@@ -6,6 +7,7 @@ use std::sync::{
 };
 
 use parking_lot::RwLockReadGuard;
+use uuid::Uuid;
 
 use crate::{
     append::Draft,
@@ -14,6 +16,7 @@ use crate::{
     lineage::{Lineage, Span, Stay, Timeline, TimelineId},
     maps::{Maps, Sizes},
     record::{BranchPoint, Opcode, NO_VOLUME},
+    scratch::{self, Scratch},
     segment::{place, SegmentNumber},
     superblock::{ImageEntry, Memory, Rewind, VolumeInfo},
     view::{Layer, View},
@@ -27,6 +30,8 @@ pub(crate) struct ImageState {
     /// What a read-only image shows, and a writable one began from.
     pub(crate) view: Arc<View>,
     pub(crate) closed: AtomicBool,
+    /// What takes its writes, if it is not a branch; the rest of this is then what lies under that.
+    pub(crate) scratch: Option<Scratch>,
 }
 
 /// An open image, as people see it.
@@ -40,6 +45,10 @@ pub struct ImageInfo {
     pub writable: bool,
     /// When it was opened, ns since the Unix epoch.
     pub created_ns: u64,
+    /// Bytes that what was written to it takes, if that is beside the group's log.
+    pub scratch_bytes: Option<u64>,
+    /// What an administrator should know of it, if anything.
+    pub alert: Option<String>,
 }
 
 /// An open image.
@@ -50,9 +59,49 @@ pub struct Image {
 }
 
 impl ImageState {
+    pub(crate) fn new(entry: ImageEntry, view: Arc<View>) -> ImageState {
+        ImageState { entry, view, closed: AtomicBool::new(false), scratch: None }
+    }
+
+    /// The same image, with what takes its writes.
+    pub(crate) fn over(under: &ImageState, scratch: Scratch) -> ImageState {
+        let scratch = Some(scratch);
+        ImageState { scratch, ..ImageState::new(under.entry.clone(), Arc::clone(&under.view)) }
+    }
+
+    /// The volumes that the group had at its point and still has.
+    pub(crate) fn shown(&self, group: &Inner) -> Vec<Arc<VolumeState>> {
+        let state = group.state.read();
+        let at = self.entry.point.lsn;
+        state.volumes.values().filter(|v| v.info.created_lsn <= at).cloned().collect()
+    }
+
+    /// Ends what takes its writes, which is not to be seen to any more.
+    fn abandon(&self) {
+        if let Some(scratch) = self.scratch.as_ref().and_then(Scratch::group) {
+            scratch.0.abandon();
+        }
+    }
+
+    /// Must not be called with the group's `state` held.
     fn info(&self) -> ImageInfo {
         let e = &self.entry;
-        ImageInfo { name: e.name.clone(), point: e.point, writable: e.writable, created_ns: e.created_ns }
+        let (scratch_bytes, alert) = match &self.scratch {
+            None => (None, None),
+            Some(Scratch::Open(group)) => {
+                let stats = group.stats();
+                (Some(stats.journal_bytes + stats.ready_bytes), stats.alert)
+            }
+            Some(Scratch::Unusable(why)) => (None, Some(why.clone())),
+        };
+        ImageInfo {
+            name: e.name.clone(),
+            point: e.point,
+            writable: e.writable || e.scratch.is_some(),
+            created_ns: e.created_ns,
+            scratch_bytes,
+            alert,
+        }
     }
 }
 
@@ -62,26 +111,39 @@ impl Image {
         self.state.info()
     }
 
-    /// The volumes it shows: those the group had at its point and still has.
+    /// The volumes it shows: those the group had at its point and still has. None if what was written to it cannot be read.
     pub fn volumes(&self) -> Vec<VolumeInfo> {
-        self.shown().into_iter().map(|v| v.info.clone()).collect()
-    }
-
-    fn shown(&self) -> Vec<Arc<VolumeState>> {
-        let state = self.group.0.state.read();
-        let at = self.state.entry.point.lsn;
-        state.volumes.values().filter(|v| v.info.created_lsn <= at).cloned().collect()
+        let mut shown = self.state.shown(&self.group.0);
+        match &self.state.scratch {
+            None => {}
+            Some(Scratch::Unusable(_)) => shown.clear(),
+            // One may have come to a copy since, with a place in the log that is not after the image's point.
+            Some(Scratch::Open(scratch)) => {
+                let there = scratch.volumes();
+                shown.retain(|v| there.iter().any(|s| s.number == v.info.number));
+            }
+        }
+        shown.into_iter().map(|v| v.info.clone()).collect()
     }
 
     /// One of its volumes.
     pub fn volume(&self, name: &str) -> Result<Volume> {
-        let volume = self.shown().into_iter().find(|v| v.info.name == name).ok_or_else(|| {
+        let (image, group) = (&self.state.entry.name, &self.group.0.name);
+        let volume = match &self.state.scratch {
+            None => {
+                let shown = self.state.shown(&self.group.0).into_iter().find(|v| v.info.name == name);
+                shown.map(|v| Volume::of_image(self.group.clone(), v, Arc::clone(&self.state)))
+            }
+            Some(Scratch::Open(scratch)) => scratch.volume(name).ok(),
+            Some(Scratch::Unusable(why)) => {
+                return Err(Error::Conflict(format!("image {image} of group {group}: {why}")))
+            }
+        };
+        volume.ok_or_else(|| {
             Error::NotFound(format!(
-                "image {} of group {} has no volume {name}: it did not exist at that point, or is removed",
-                self.state.entry.name, self.group.0.name
+                "image {image} of group {group} has no volume {name}: it did not exist at that point, or is removed"
             ))
-        })?;
-        Ok(Volume::of_image(self.group.clone(), volume, Arc::clone(&self.state)))
+        })
     }
 }
 
@@ -90,11 +152,12 @@ impl Group {
     pub fn open_any_image(&self, name: &str, lsn: Lsn, writable: bool) -> Result<Image> {
         check_name("image", name)?;
         let i = &self.0;
-        if writable {
+        let (branches, beside) = (writable && !i.follows, writable && i.follows);
+        if branches {
             i.room_for_branch()?;
         }
         let mut control = i.control.lock();
-        if writable {
+        if branches {
             i.check_writable()?;
         } else {
             i.check_open()?;
@@ -113,13 +176,14 @@ impl Group {
             name: name.to_string(),
             point,
             timeline: parent,
-            writable,
+            writable: branches,
+            scratch: beside.then(Uuid::new_v4),
             created_ns: i.files.now_ns(),
         };
         // The point must survive as long as the image: what it shows becomes durable with it.
         i.flush_inline()?;
         let mut branch = None;
-        if writable {
+        if branches {
             let timeline = Timeline { id: control.memory.history.next, parent: Some(parent), at: point.lsn };
             entry.timeline = timeline.id;
             branch = Some(timeline);
@@ -135,8 +199,13 @@ impl Group {
         if let Some(timeline) = branch {
             i.append_branch(timeline, false)?;
         }
-        i.remember(&mut control, change)?;
-        let image = Arc::new(ImageState { entry, view: Arc::clone(&view), closed: AtomicBool::new(false) });
+        let mut image = Arc::new(ImageState::new(entry.clone(), Arc::clone(&view)));
+        if let Some(id) = entry.scratch {
+            let scratch = scratch::create(i, &image, id)?;
+            image = Arc::new(ImageState::over(&image, Scratch::Open(scratch)));
+        }
+        // If this fails nobody knows whether the image is remembered; its scratch stays until the group is opened again, which tells.
+        i.remember(&mut control, change).inspect_err(|_| image.abandon())?;
         let mut state = i.state.write();
         if let Some(timeline) = branch {
             let tip = Tip { own: Maps::new(Arc::clone(&state.sizes)), under: Some(view) };
@@ -161,7 +230,8 @@ impl Group {
 
     /// The open images, by name.
     pub fn images(&self) -> Vec<ImageInfo> {
-        self.0.state.read().images.values().map(|i| i.info()).collect()
+        let images: Vec<Arc<ImageState>> = self.0.state.read().images.values().cloned().collect();
+        images.iter().map(|i| i.info()).collect()
     }
 
     /// Closes an image; its volumes are gone for hosts. What was written to a writable one is discarded.
@@ -192,6 +262,13 @@ impl Group {
                 for run in cover.clear() {
                     run.remove(&*i.files);
                 }
+            }
+        }
+        drop(state);
+        if image.scratch.is_some() {
+            image.abandon();
+            if let Err(e) = scratch::discard(i, name) {
+                log::warn!("group {}: {e}; it is removed when the group is opened again", i.name);
             }
         }
         Ok(())
@@ -276,6 +353,19 @@ impl Inner {
         self.append_now(&mut log, on, &draft)?;
         drop(log);
         self.flush_inline().map(|_| ())
+    }
+
+    /// What takes the writes of images beside the log.
+    pub(crate) fn scratches(&self) -> Vec<Group> {
+        let state = self.state.read();
+        let scratches = state.images.values().filter_map(|i| i.scratch.as_ref()?.group());
+        scratches.cloned().collect()
+    }
+
+    /// Closes them, each whatever became of the others.
+    pub(crate) fn close_scratches(&self) -> Result<()> {
+        let outcomes: Vec<Result<()>> = self.scratches().iter().map(Group::close).collect();
+        outcomes.into_iter().collect()
     }
 
     /// The state that a lineage makes up, as a view.

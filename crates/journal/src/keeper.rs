@@ -81,6 +81,7 @@ impl Group {
             while self.0.prepare(true) {}
         }
         self.0.seal_full(true)?;
+        self.0.scratches().iter().try_for_each(Group::tend)?;
         self.0.tend(false)
     }
 }

@@ -39,6 +39,7 @@ mod resync;
 mod room;
 mod run;
 mod scan;
+mod scratch;
 mod segment;
 pub mod ship;
 mod step;

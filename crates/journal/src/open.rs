@@ -23,8 +23,8 @@ use crate::{
     error::Context,
     files::Files,
     group::{
-        no_space, Bookmark, BookmarkKind, Counters, Group, Inner, Log, Options, Point, Policy, Recovery,
-        Sealing, State, Tip, VolumeState,
+        no_space, Bookmark, BookmarkKind, Counters, Ground, Group, Inner, Log, Options, Point, Policy,
+        Recovery, Sealing, State, Tip, VolumeState,
     },
     image::ImageState,
     index::{index_dir, Entry, SegmentIndex},
@@ -35,10 +35,14 @@ use crate::{
     resync::Spans,
     run::{Run, RunKey},
     scan::{Found, Scan},
+    scratch,
     segment::{first_lsn, log_dir, place, segment_number, segment_path, Segment, SegmentNumber},
-    superblock::{Memory, Rewind, Superblock},
+    superblock::{Memory, Rewind, Superblock, VolumeInfo},
     Error, Lsn, Result,
 };
+
+/// What lies under the records of a volume.
+type GroundOf<'a> = &'a dyn Fn(&VolumeInfo) -> Result<Ground>;
 
 /// The log as found.
 struct Tail {
@@ -64,6 +68,27 @@ impl Group {
         options: &Options,
         follows: bool,
     ) -> Result<Group> {
+        let base = |info: &VolumeInfo| Base::open(&*files, info).map(Ground::Base);
+        Group::open_on(Arc::clone(&files), dir, options, (follows, false), &base)
+    }
+
+    /// Opens a group whose volumes lie over an image.
+    pub(crate) fn open_over(
+        files: Arc<dyn Files>,
+        dir: &Path,
+        options: &Options,
+        ground: GroundOf<'_>,
+    ) -> Result<Group> {
+        Group::open_on(files, dir, options, (false, true), ground)
+    }
+
+    fn open_on(
+        files: Arc<dyn Files>,
+        dir: &Path,
+        options: &Options,
+        (follows, over_image): (bool, bool),
+        ground: GroundOf<'_>,
+    ) -> Result<Group> {
         let started = Instant::now();
         let mut control = Superblock::open(&*files, dir)?;
         if control.memory.follows != follows {
@@ -80,9 +105,7 @@ impl Group {
         let memory = control.memory.clone();
         let mut volumes = BTreeMap::new();
         for info in &memory.volumes {
-            let base = Base::open(&*files, info)?;
-            let volume = VolumeState { info: info.clone(), base, removed: AtomicBool::new(false) };
-            volumes.insert(info.number, Arc::new(volume));
+            volumes.insert(info.number, Arc::new(VolumeState::new(info.clone(), ground(info)?)));
         }
         let mut tail = find_tail(&*files, dir, &memory)?;
         let spare = discard_strays(&*files, dir, &memory, &mut tail)?;
@@ -143,6 +166,7 @@ impl Group {
             segment_bytes: memory.segment_bytes,
             background: options.background,
             follows,
+            over_image,
             folding: Mutex::new(()),
             tending: Mutex::new(()),
             one_sealer: Mutex::new(()),
@@ -179,7 +203,9 @@ impl Group {
         // A fold that a crash interrupted is the keeper's to finish: what is not yet in the bases is in the log, and read from there.
         let group = Group(inner);
         if options.background {
-            group.start_threads()?;
+            group.start_threads().inspect_err(|_| {
+                let _ = group.0.close_scratches();
+            })?;
         }
         Ok(group)
     }
@@ -251,7 +277,7 @@ impl Inner {
     }
 
     /// Production's tip and the open images, as they were.
-    fn restore_lines(&self, memory: &Memory) -> Result<()> {
+    fn restore_lines(self: &Arc<Self>, memory: &Memory) -> Result<()> {
         let production = memory.history.production();
         let view = Arc::new(self.view(memory.history.lineage(production, Lsn::MAX))?);
         {
@@ -267,8 +293,20 @@ impl Inner {
                 let own = Maps::new(Arc::clone(&state.sizes));
                 state.tips.insert(entry.timeline, Tip { own, under: Some(Arc::clone(&view)) });
             }
-            let image = ImageState { entry: entry.clone(), view, closed: AtomicBool::new(false) };
-            state.images.insert(entry.name.clone(), Arc::new(image));
+            state.images.insert(entry.name.clone(), Arc::new(ImageState::new(entry.clone(), view)));
+        }
+        scratch::discard_strays(self, &memory.images)?;
+        self.open_scratches(memory).inspect_err(|_| {
+            let _ = self.close_scratches();
+        })
+    }
+
+    fn open_scratches(self: &Arc<Self>, memory: &Memory) -> Result<()> {
+        for (entry, id) in memory.images.iter().filter_map(|e| Some((e, e.scratch?))) {
+            let under = self.state.read().images.get(&entry.name).cloned();
+            let Some(under) = under else { continue };
+            let opened = scratch::open(self, &under, id)?;
+            self.state.write().images.insert(entry.name.clone(), Arc::new(ImageState::over(&under, opened)));
         }
         Ok(())
     }

@@ -16,7 +16,7 @@ use parking_lot::MutexGuard;
 use crate::{
     error::Context,
     extents::{Kind, Loc},
-    group::{Inner, Log, State, VolumeState},
+    group::{Ground, Inner, Log, State, VolumeState},
     image::ImageState,
     lineage::{agree, TimelineId},
     record::{self, CopySource, Header, Opcode},
@@ -407,7 +407,10 @@ impl Inner {
         let bytes = found.piece.count as usize * BLOCK_BYTES;
         let buf = &mut buf[at..at + bytes];
         let Some(loc) = found.piece.loc else {
-            return volume.base.read(found.piece.lba * BLOCK_BYTES as u64, buf);
+            return match &volume.ground {
+                Ground::Base(base) => base.read(found.piece.lba * BLOCK_BYTES as u64, buf),
+                Ground::Image(under) => under.volume()?.read(found.piece.lba, buf),
+            };
         };
         match loc.kind() {
             Kind::Zero | Kind::Unmapped => {

@@ -12,6 +12,7 @@ use crate::{
     record::{BranchPoint, CopySource, Header, Opcode},
     run::{Run, RunKey},
     scan::{Found, Scan},
+    scratch,
     segment::{first_lsn, log_dir, place, segment_number, Segment, SegmentNumber},
     superblock::{Memory, Superblock},
     Error, Lsn, Result,
@@ -166,9 +167,21 @@ pub fn dump(
     Ok(())
 }
 
-/// Checks every record, and that every index and run says what the records say. Nothing is changed. The group may be in use: what is
-/// trimmed away while we look is looked at again.
+/// Checks every record, and that every index and run says what the records say, also of what was written to images beside the log.
+/// Nothing is changed. The group may be in use: what is trimmed away while we look is looked at again.
 pub fn verify(files: &dyn Files, dir: &Path) -> Result<Verdict> {
+    let mut verdict = verify_log(files, dir)?;
+    for image in Superblock::peek(files, dir)?.images.iter().filter(|image| image.scratch.is_some()) {
+        let found = match verify_log(files, &scratch::directory(dir, &image.name)) {
+            Ok(found) => found.problems,
+            Err(e) => vec![e.to_string()],
+        };
+        verdict.problems.extend(found.into_iter().map(|problem| format!("image {}: {problem}", image.name)));
+    }
+    Ok(verdict)
+}
+
+fn verify_log(files: &dyn Files, dir: &Path) -> Result<Verdict> {
     for _ in 0..ATTEMPTS {
         let memory = Superblock::peek(files, dir)?;
         let verdict = verify_once(files, dir, &memory)?;

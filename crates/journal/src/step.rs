@@ -267,7 +267,7 @@ impl Inner {
                 Err(_) if pace.stopped => return Ok(false),
                 other => other?,
             }
-            volume.base.sync()?;
+            volume.base()?.sync()?;
         }
         Ok(true)
     }
@@ -324,7 +324,7 @@ impl BaseWriter<'_, '_> {
 
     fn flush(&mut self) -> Result<()> {
         if !self.buf.is_empty() {
-            self.volume.base.write(self.at, &self.buf)?;
+            self.volume.base()?.write(self.at, &self.buf)?;
             self.pace.written_bytes += self.buf.len() as u64;
             self.at += self.buf.len() as u64;
             self.buf.clear();
@@ -339,7 +339,7 @@ impl BaseWriter<'_, '_> {
         if self.pace.written_bytes < piece_bytes && self.pace.since.elapsed() < PIECE_TIME {
             return Ok(());
         }
-        self.volume.base.sync()?;
+        self.volume.base()?.sync()?;
         let lba = offset / BLOCK_BYTES as u64;
         let done = StepDone { end: self.pace.end, volume: self.volume.info.number, lba };
         let mut control = self.inner.control.lock();
@@ -401,7 +401,7 @@ impl BaseWriter<'_, '_> {
         while done < bytes {
             self.reached(offset + done)?;
             let n = PUNCH_BYTES.min(bytes - done);
-            self.volume.base.punch(offset + done, n)?;
+            self.volume.base()?.punch(offset + done, n)?;
             done += n;
         }
         Ok(())
@@ -419,12 +419,12 @@ impl BaseWriter<'_, '_> {
         let mut buf = vec![0; WRITE_BYTES.min((m.count * block) as usize)];
         while write_at < end {
             self.reached(write_at)?;
-            let (data, bytes) = from.base.data_at(read_at, end - write_at)?;
+            let (data, bytes) = from.base()?.data_at(read_at, end - write_at)?;
             let n = if data { bytes.min(buf.len() as u64) } else { bytes };
             if data {
                 let buf = &mut buf[..n as usize];
-                from.base.read(read_at, buf)?;
-                self.volume.base.write(write_at, buf)?;
+                from.base()?.read(read_at, buf)?;
+                self.volume.base()?.write(write_at, buf)?;
                 self.pace.written_bytes += n;
             } else {
                 self.punch(write_at, n)?;

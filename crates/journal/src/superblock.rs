@@ -18,6 +18,7 @@ use crate::{
     files::{File, Files, Open},
     lineage::{History, TimelineId},
     record::{u32_at, u64_at, FORMAT},
+    segment::first_lsn,
     step::StepDone,
     Error, Lsn, Point, Result,
 };
@@ -54,8 +55,11 @@ pub(crate) struct ImageEntry {
     pub(crate) point: Point,
     /// The timeline it is read from: its own if it is writable.
     pub(crate) timeline: TimelineId,
-    /// Whether it takes writes (and is a branch).
+    /// Whether it is a branch, and so takes writes.
     pub(crate) writable: bool,
+    /// The identity of the group that takes its writes, if one beside the log does ([`crate::scratch`]).
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(crate) scratch: Option<Uuid>,
     /// When it was opened, ns since the Unix epoch.
     pub(crate) created_ns: u64,
 }
@@ -102,6 +106,28 @@ pub(crate) struct Memory {
 }
 
 impl Memory {
+    /// Of a new group, which holds nothing.
+    pub(crate) fn new(id: Uuid, name: String, segment_bytes: u64, now_ns: u64) -> Memory {
+        let start = first_lsn(0, segment_bytes);
+        Memory {
+            id,
+            name,
+            segment_bytes,
+            epoch: 0,
+            durable_lsn: start,
+            edge: Point { lsn: start, time_ns: now_ns },
+            folded: start,
+            step: None,
+            volumes: Vec::new(),
+            next_volume: 1,
+            history: History::default(),
+            images: Vec::new(),
+            rewinds: Vec::new(),
+            resyncing: BTreeMap::new(),
+            follows: false,
+        }
+    }
+
     /// The seed of the group's CRCs.
     pub(crate) fn seed(&self) -> u32 {
         crc32c::crc32c(self.id.as_bytes())

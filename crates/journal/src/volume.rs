@@ -8,7 +8,7 @@ use crate::{
     append::Draft,
     extents::Kind,
     flush::FlushDone,
-    group::{Group, Log, VolumeState},
+    group::{Ground, Group, Log, VolumeState},
     image::ImageState,
     lineage::TimelineId,
     read::{Line, Todo},
@@ -345,10 +345,20 @@ const MAX_OVERTAKEN: usize = 64;
 fn base_extents(t: &Todo, lba: u64, limit: usize, out: &mut Vec<Extent>) -> Result<()> {
     let piece = t.found.piece;
     let mut done = 0;
+    let base = match &t.volume.ground {
+        Ground::Base(base) => base,
+        Ground::Image(under) => {
+            // One more than wanted, so that what is not described is beyond what the caller keeps.
+            for e in under.volume()?.extents(piece.lba, piece.count, limit.saturating_add(1))? {
+                push(out, Extent { lba: lba + done, ..e });
+                done += e.count;
+            }
+            return not_described(lba + done, piece.count - done, out);
+        }
+    };
     while done < piece.count && out.len() <= limit {
         let block = BLOCK_BYTES as u64;
-        let (data, bytes) =
-            t.volume.base.data_at((piece.lba + done) * block, (piece.count - done) * block)?;
+        let (data, bytes) = base.data_at((piece.lba + done) * block, (piece.count - done) * block)?;
         // A block that is partly data is data.
         let n = if data { bytes.div_ceil(block) } else { bytes / block };
         let (data, n) = if n == 0 { (true, 1) } else { (data, n) };
@@ -356,9 +366,13 @@ fn base_extents(t: &Todo, lba: u64, limit: usize, out: &mut Vec<Extent>) -> Resu
         push(out, Extent { lba: lba + done, count: n, mapped: data, zero: !data });
         done += n;
     }
-    // Where we stopped early the rest is not described; what follows must not be joined over the gap.
-    if done < piece.count {
-        push(out, Extent { lba: lba + done, count: piece.count - done, mapped: true, zero: false });
+    not_described(lba + done, piece.count - done, out)
+}
+
+/// Where we stopped early the rest is not described; what follows must not be joined over the gap.
+fn not_described(lba: u64, count: u64, out: &mut Vec<Extent>) -> Result<()> {
+    if count > 0 {
+        push(out, Extent { lba, count, mapped: true, zero: false });
     }
     Ok(())
 }

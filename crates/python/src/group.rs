@@ -60,11 +60,20 @@ pub(crate) struct Image {
     point: Point,
     writable: bool,
     created_ns: u64,
+    scratch_bytes: Option<u64>,
+    alert: Option<String>,
 }
 
 impl From<engine::ImageInfo> for Image {
     fn from(i: engine::ImageInfo) -> Self {
-        Self { name: i.name, point: i.point.into(), writable: i.writable, created_ns: i.created_ns }
+        Self {
+            name: i.name,
+            point: i.point.into(),
+            writable: i.writable,
+            created_ns: i.created_ns,
+            scratch_bytes: i.scratch_bytes,
+            alert: i.alert,
+        }
     }
 }
 

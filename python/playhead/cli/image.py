@@ -28,9 +28,9 @@ def command() -> None:
 @command.command("open")
 @object_argument("image")
 @click.option("--at", default="head", show_default=True, metavar="POINT", help="LSN, time, -5m, or bookmark.")
-@click.option("--writable", is_flag=True, help="A branch that can be written; history stays as it is.")
+@click.option("--writable", is_flag=True, help="It takes writes of its own; history stays as it is.")
 @click.option("--force", is_flag=True, help="Also of a moment at which a volume was being resynchronised.")
-@click.option("--copy", metavar="COPY", help="Read it from this copy of the group; read-only.")
+@click.option("--copy", metavar="COPY", help="Read it from this copy of the group, and write it there.")
 @output_option
 @click.pass_obj
 def open_(
@@ -83,6 +83,8 @@ def show(image: dict[str, Any], as_json: bool) -> None:
             ("point", f"{image['point']['lsn']}  {image['point']['time']}"),
             ("writable", image["writable"]),
             ("copy", image["copy_name"]),
+            ("scratch", None if image["scratch_bytes"] is None else size(image["scratch_bytes"])),
+            ("alert", image["alert"]),
             ("target", image["iqn"]),
         ]
     )

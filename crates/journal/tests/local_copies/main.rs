@@ -6,6 +6,7 @@
 
 mod behind;
 mod histories;
+mod images;
 mod power;
 mod stretches;
 mod tale;

@@ -117,6 +117,8 @@ enum NameChange {
     Create(PathBuf, u64),
     Rename(PathBuf, PathBuf, u64),
     Remove(PathBuf, u64),
+    /// With whatever is named in it: a directory that is gone has nothing in it.
+    RemoveDir(PathBuf),
 }
 
 #[derive(Clone, Default)]
@@ -559,6 +561,24 @@ impl Files for SimFiles {
         })
     }
 
+    fn remove_dir(&self, dir: &Path) -> io::Result<()> {
+        let (names, dirs) = {
+            let state = self.state();
+            state.powered()?;
+            if !state.dirs.contains(dir) {
+                return Err(not_found(dir));
+            }
+            let within = |p: &&PathBuf| p.starts_with(dir);
+            let names: Vec<PathBuf> = state.names.keys().filter(within).cloned().collect();
+            (names, state.dirs.iter().filter(within).cloned().collect::<Vec<PathBuf>>())
+        };
+        names.iter().try_for_each(|path| self.remove(path))?;
+        for dir in dirs.into_iter().rev() {
+            self.change_names(Operation::Remove, &dir.clone(), |_| Ok(NameChange::RemoveDir(dir)))?;
+        }
+        Ok(())
+    }
+
     fn list(&self, dir: &Path) -> io::Result<Vec<String>> {
         let state = self.state();
         state.powered()?;
@@ -591,15 +611,30 @@ impl Files for SimFiles {
             return Err(power_off());
         }
         let State { pending_names, durable_names, durable_dirs, .. } = &mut *state;
-        pending_names.retain(|(_, change)| {
+        let mut gone: Vec<(u64, PathBuf)> = Vec::new();
+        pending_names.retain(|(number, change)| {
             let mine = change.dir() == Some(dir);
             if mine {
                 change.apply(durable_names, durable_dirs);
+                if let NameChange::RemoveDir(dir) = change {
+                    gone.push((*number, dir.clone()));
+                }
             }
             !mine
         });
+        // What was still to come of a directory that is gone for good is nothing to one made anew in its place.
+        pending_names.retain(|(number, change)| {
+            let of = |dir: &PathBuf| change.dir().is_some_and(|d| d.starts_with(dir));
+            !gone.iter().any(|(then, dir)| number < then && of(dir))
+        });
         state.forget_unnamed();
         Ok(())
+    }
+
+    fn space(&self, _dir: &Path) -> io::Result<(u64, u64)> {
+        let state = self.state();
+        let pages = state.capacity_pages.unwrap_or(1 << 30);
+        Ok((pages.saturating_sub(state.used_pages()) * PAGE_BYTES, pages * PAGE_BYTES))
     }
 
     fn now_ns(&self) -> u64 {

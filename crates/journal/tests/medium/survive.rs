@@ -174,6 +174,10 @@ impl NameChange {
                     names.remove(path);
                 }
             }
+            NameChange::RemoveDir(dir) => {
+                names.retain(|path, _| !path.starts_with(dir));
+                dirs.retain(|path| !path.starts_with(dir));
+            }
         }
     }
 
@@ -183,7 +187,8 @@ impl NameChange {
             NameChange::Dir(p)
             | NameChange::Create(p, _)
             | NameChange::Rename(_, p, _)
-            | NameChange::Remove(p, _) => p.parent(),
+            | NameChange::Remove(p, _)
+            | NameChange::RemoveDir(p) => p.parent(),
         }
     }
 }

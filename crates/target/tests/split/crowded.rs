@@ -30,6 +30,9 @@ impl Files for Crowded {
     fn remove(&self, path: &Path) -> io::Result<()> {
         DiskFiles.remove(path)
     }
+    fn remove_dir(&self, dir: &Path) -> io::Result<()> {
+        DiskFiles.remove_dir(dir)
+    }
     fn list(&self, dir: &Path) -> io::Result<Vec<String>> {
         DiskFiles.list(dir)
     }
@@ -38,6 +41,9 @@ impl Files for Crowded {
     }
     fn sync_dir(&self, dir: &Path) -> io::Result<()> {
         DiskFiles.sync_dir(dir)
+    }
+    fn space(&self, dir: &Path) -> io::Result<(u64, u64)> {
+        DiskFiles.space(dir)
     }
     fn now_ns(&self) -> u64 {
         DiskFiles.now_ns()
