@@ -9,7 +9,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-from tests.appliance import Appliance
+from tests.appliance import Appliance, CliError
 from tests.control.initiator import Initiator, RefusedError
 from tests.splitter.suite import Array
 
@@ -44,9 +44,23 @@ def check_equal(appliance: Appliance, array: Array, name: str, group: str = "db"
 
 def check_equal_to(appliance: Appliance, production: Path, name: str, group: str = "db") -> None:
     """The same, of a file or block device of this host."""
-    image = appliance.cli("image", "open", f"{group}/{name}", "--at", "head")
+    image = open_head(appliance, f"{group}/{name}")
     compare(production, image["iscsi_url"])
     appliance.cli("image", "close", f"{group}/{name}")
+
+
+def open_head(appliance: Appliance, image: str) -> dict[str, Any]:
+    """An image of the head, once that is consistent: an array that was out of sight is found to have been so some time later."""
+    deadline = time.monotonic() + SYNCHRONISED_LIMIT_S
+    while True:
+        try:
+            opened: dict[str, Any] = appliance.cli("image", "open", image, "--at", "head")
+        except CliError as refused:
+            if refused.code != "inconsistent" or time.monotonic() > deadline:
+                raise
+            time.sleep(0.1)
+        else:
+            return opened
 
 
 def compare(file: Path, url: str) -> None:

@@ -11,7 +11,8 @@ from pathlib import Path
 
 from tests.lab.liar import BLOCK, BLOCK_COUNT, IQN, NAA, Ended, HungUpError, Liar, sense_data
 
-READ, WRITE, FLUSH, TEST_UNIT_READY, UNMAP, XCOPY = 0x88, 0x8A, 0x35, 0x00, 0x42, 0x83
+READ, WRITE, FLUSH, TEST_UNIT_READY, UNMAP = 0x88, 0x8A, 0x35, 0x00, 0x42
+XCOPY, COPY_REPORT = 0x83, 0x84
 INQUIRY, REQUEST_SENSE, REPORT_LUNS = 0x12, 0x03, 0xA0
 LUN = 0
 POWER_ON = (6, 0x2900)
@@ -49,6 +50,9 @@ class Moody(Liar):
     def __init__(self, folder: Path, luns: int = 1) -> None:
         super().__init__()
         self.faults: list[Fault] = []
+        self.segments_max: int | None = None
+        """How many segments of a copy it says to take; it does not say if it is none."""
+
         self.segments_run: int | None = None
         """How many segments of a copy are carried out; all of them if it is none."""
 
@@ -124,6 +128,8 @@ class Moody(Liar):
         if cdb[0] == INQUIRY and cdb[1] & 1 and cdb[2] == 0x83:
             name = bytes((1, 3, 0, 16)) + name_of(lun)
             return Ended(bytes((0, 0x83)) + struct.pack(">H", len(name)) + name)
+        if cdb[0] == COPY_REPORT and cdb[1] == 3 and self.segments_max:
+            return Ended(struct.pack(">I4xHHII", 40, 16, self.segments_max, 4096, 0).ljust(44, b"\0"))
         if cdb[0] == XCOPY and cdb[1] == 0:
             self._copy(data)
             return Ended()

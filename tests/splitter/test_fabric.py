@@ -2,22 +2,26 @@
 
 from __future__ import annotations
 
+import random
 import sqlite3
 import subprocess
+import threading
 import time
 from collections.abc import Iterator
 from contextlib import closing
 from pathlib import Path
+from typing import Any
 
 import pytest
 from tests.appliance import Appliance, CliError
 from tests.conformance import suites
 from tests.control import io
-from tests.control.initiator import Answer, Initiator
+from tests.control.initiator import Answer, Initiator, RefusedError
 from tests.splitter import tgtd
 from tests.splitter.fabric import HOST, Load, check_equal, protect, session, synchronised
 from tests.splitter.suite import differences
 from tests.splitter.tgtd import Tgtd
+from tests.vm.relay import Relay
 
 SIZE_BYTES = 32 << 20
 BLOCKS = SIZE_BYTES // 512
@@ -234,6 +238,79 @@ def test_an_array_that_dies_under_load_and_comes_back(array: Tgtd, appliance: Ap
     synchronised(appliance)
     check_equal(appliance, array, "after")
     assert any(load.refused for load in loads)
+
+
+BUSY, CHECK_CONDITION = 0x08, 2
+LUN_COMMUNICATION_FAILURE = 0x0800
+PORTAL_LIMIT_S = 60.0
+
+
+class Steady(threading.Thread):
+    """A host that writes in one session, tries again what does not end in GOOD, and keeps how that ended."""
+
+    def __init__(self, volume: dict[str, Any], seed: int) -> None:
+        super().__init__()
+        self._host = session(volume, isid=seed)
+        self._random = random.Random(seed)
+        self._over = threading.Event()
+        self.written = 0
+        self.ended: set[tuple[int, int]] = set()
+        self.failure: Exception | None = None
+
+    def run(self) -> None:
+        try:
+            with self._host as host:
+                while not self._over.is_set():
+                    lba, blocks = self._random.randrange(BLOCKS - 64), self._random.randrange(1, 64)
+                    data = self._random.randbytes(512) * blocks
+                    while not (answer := host.write(0, lba, data)).good:
+                        self.ended.add((answer.status, answer.ascq >> 8 if answer.ascq >> 8 == 0x29 else answer.ascq))
+                        time.sleep(0.01)
+                    self.written += 1
+        except (RefusedError, AssertionError) as failure:
+            self.failure = failure
+
+    def wait_for(self, more: int) -> None:
+        target, deadline = self.written + more, time.monotonic() + PORTAL_LIMIT_S
+        while self.written < target:
+            assert self.failure is None and time.monotonic() < deadline, (self.written, self.ended, self.failure)
+            time.sleep(0.01)
+
+    def end(self) -> None:
+        self._over.set()
+        self.join(60)
+        assert self.failure is None and not self.is_alive(), self.failure
+
+
+@pytest.mark.expect_log("hosts are told to wait")
+@pytest.mark.expect_log("array")
+def test_a_portal_that_goes_under_load_costs_hosts_a_delay_and_no_session(array: Tgtd, appliance: Appliance) -> None:
+    with Relay(array.port) as first, Relay(array.port) as second:
+        portals = [f"127.0.0.1:{relay.port}" for relay in (first, second)]
+        appliance.cli("array", "add", "san", "--portal", portals[0], "--portal", portals[1])
+        appliance.cli("group", "create", "db")
+        where = ("--array", "san", "--target", array.target, "--lun", str(array.lun))
+        appliance.cli("volume", "create", "db/data", *where)
+        volume = synchronised(appliance)
+        hosts = [Steady(volume, seed) for seed in (1, 2)]
+        for host in hosts:
+            host.start()
+        try:
+            for relay in (first, second, first):
+                hosts[0].wait_for(100)
+                relay.cut()
+                hosts[0].wait_for(100)
+                hosts[1].wait_for(100)
+                relay.mend()
+        finally:
+            for host in hosts:
+                host.end()
+        # To wait, to try again, and that there is a new session: nothing else.
+        told = set().union(*(host.ended for host in hosts))
+        assert told <= {(BUSY, 0), (CHECK_CONDITION, LUN_COMMUNICATION_FAILURE), (CHECK_CONDITION, 0x29)}, told
+        assert told, "no session was lost"
+        synchronised(appliance)
+        check_equal(appliance, array, "after")
 
 
 @pytest.mark.expect_log("array")

@@ -12,7 +12,7 @@ import pytest
 from tests.appliance import Appliance, wait_until
 from tests.control.initiator import Answer, Initiator
 from tests.lab.liar import BLOCK, Ended
-from tests.splitter.fabric import check_equal_to, compare, session, synchronised
+from tests.splitter.fabric import check_equal_to, compare, open_head, session, synchronised
 from tests.splitter.moody import FLUSH, LUN, POWER_ON, READ, TEST_UNIT_READY, WRITE, Fault, Moody, failing, name_of
 
 from playhead.lab import cdb
@@ -189,19 +189,24 @@ def test_short_reads_and_a_busy_array_hold_a_resynchronisation_up_and_do_not_spo
 
 
 @pytest.fixture
-def two(tmp_path: Path, appliance: Appliance) -> Iterator[tuple[Moody, Initiator]]:
-    """An array whose LUNs 0 and 1 are followed by two volumes of one group, and a host that uses them by the same numbers."""
+def pair(tmp_path: Path) -> Iterator[Moody]:
     with Moody(tmp_path, luns=2) as array:
-        appliance.cli("array", "add", "san", "--portal", array.portal)
-        appliance.cli("group", "create", "db")
-        for name, lun in (("data", "0"), ("log", "1")):
-            appliance.cli("volume", "create", f"db/{name}", "--array", "san", "--target", array.target, "--lun", lun)
-            volume = synchronised(appliance, f"db/{name}")
-            assert volume["iscsi_url"].endswith(f"/{lun}")
-        with session(volume) as host:
-            assert host.test_unit_ready(0).good
-            assert host.test_unit_ready(1).good
-            yield array, host
+        yield array
+
+
+@pytest.fixture
+def two(pair: Moody, appliance: Appliance) -> Iterator[tuple[Moody, Initiator]]:
+    """An array whose LUNs 0 and 1 are followed by two volumes of one group, and a host that uses them by the same numbers."""
+    appliance.cli("array", "add", "san", "--portal", pair.portal)
+    appliance.cli("group", "create", "db")
+    for name, lun in (("data", "0"), ("log", "1")):
+        appliance.cli("volume", "create", f"db/{name}", "--array", "san", "--target", pair.target, "--lun", lun)
+        volume = synchronised(appliance, f"db/{name}")
+        assert volume["iscsi_url"].endswith(f"/{lun}")
+    with session(volume) as host:
+        assert host.test_unit_ready(0).good
+        assert host.test_unit_ready(1).good
+        yield pair, host
 
 
 def copy(host: Initiator, segments: list[tuple[int, int, int, int, int]]) -> Answer:
@@ -218,7 +223,7 @@ def records(appliance: Appliance, opcode: str) -> int:
 def check_both(appliance: Appliance, array: Moody, image: str) -> None:
     for name in ("data", "log"):
         synchronised(appliance, f"db/{name}")
-    appliance.cli("image", "open", f"db/{image}", "--at", "head")
+    open_head(appliance, f"db/{image}")
     for lun, name in enumerate(("data", "log")):
         compare(array.file_of(lun), appliance.iscsi_url(f"db/{image}/{name}"))
     appliance.cli("image", "close", f"db/{image}")
@@ -229,10 +234,10 @@ def test_a_copy_is_not_believed_of_a_source_that_was_too_busy_to_say_that_it_had
 ) -> None:
     array, host = two
     old, new = b"\x01" * LENGTH * BLOCK, b"\x02" * LENGTH * BLOCK
-    assert host.write(0, 100, old).good
+    assert write(host, 100, old).good
     assert copy(host, [(0, 1, LENGTH, 100, 1000)]).good
     assert records(appliance, "COPY") == 1
-    assert host.write(0, 100, new).good
+    assert write(host, 100, new).good
     # The destination says so at once, to the host and to Playhead; the source when it is asked again.
     array.faults = [Fault(TEST_UNIT_READY, Ended(status=BUSY), lun=0)]
     array.lose_power(0, 100, old)
@@ -251,16 +256,50 @@ def test_a_copy_is_not_believed_when_a_host_hears_of_the_power_loss_as_the_first
 ) -> None:
     array, host = two
     old, new = b"\x01" * LENGTH * BLOCK, b"\x02" * LENGTH * BLOCK
-    assert host.write(0, 100, old).good
-    assert host.write(0, 100, new).good
+    assert write(host, 100, old).good
+    assert write(host, 100, new).good
     # One that has not spoken to the destination yet: nobody can tell its first attention from that of a login.
     with session(appliance.cli("volume", "show", "db/log"), isid=77) as other:
         assert other.test_unit_ready(0).good
         array.lose_power(0, 100, old)
         assert other.test_unit_ready(1).ascq == POWER_ON[1]
         assert copy(other, [(0, 1, LENGTH, 100, 2000)]).good
-        image = appliance.cli("image", "open", "db/then", "--at", "head")
-        assert image["volumes"]
-        compare(array.file_of(1), appliance.iscsi_url("db/then/log"))
-        appliance.cli("image", "close", "db/then")
+    check_both(appliance, array, "after")
+
+
+TOO_MANY_SEGMENTS = 0x2608
+
+
+def test_of_an_array_that_does_not_say_how_many_segments_it_takes_they_are_read_back(
+    two: tuple[Moody, Initiator], appliance: Appliance
+) -> None:
+    array, host = two
+    assert write(host, 100, b"\x01" * LENGTH * BLOCK).good
+    # It runs the first, and says GOOD.
+    array.segments_run = 1
+    before = resynchronisations(appliance)
+    assert copy(host, [(0, 1, 8, 100, 1000), (0, 1, 8, 108, 3000)]).good
+    assert records(appliance, "COPY") == 0
+    assert resynchronisations(appliance) == before
+    check_both(appliance, array, "after")
+    assert copy(host, [(0, 1, 8, 100, 2000)]).good
+    assert records(appliance, "COPY") == 1
+    check_both(appliance, array, "later")
+
+
+def test_an_array_is_given_no_more_segments_than_it_says_it_takes(
+    two: tuple[Moody, Initiator], appliance: Appliance
+) -> None:
+    array, host = two
+    array.segments_max = 2
+    # It is asked once a session.
+    array.faults = [Fault(TEST_UNIT_READY, None)]
+    host.command(1, bytes(6))
+    wait_until(lambda: host.test_unit_ready(1).good, "the array is used again")
+    assert write(host, 100, b"\x01" * LENGTH * BLOCK).good
+    for name in ("data", "log"):
+        synchronised(appliance, f"db/{name}")
+    segments = [(0, 1, 8, 100, 1000), (0, 1, 8, 108, 3000), (0, 1, 8, 116, 5000)]
+    assert copy(host, segments).ascq == TOO_MANY_SEGMENTS
+    wait_until(lambda: copy(host, segments[:2]).good and records(appliance, "COPY"), "the array has said what it takes")
     check_both(appliance, array, "after")

@@ -367,8 +367,7 @@ impl Inner {
         (limit_bytes / self.segment_bytes).max(2)
     }
 
-    /// How many segments should be ready ahead of need: at least one, at most the reserve, and with those in use within the limit; more if
-    /// somebody's room is kept.
+    /// How many segments should be ready ahead of need: at least one, at most the reserve, and with those in use within the limit.
     pub(crate) fn ready_wanted(&self) -> usize {
         let policy = *self.policy.lock();
         let mut wanted = policy.reserve_bytes / self.segment_bytes;
@@ -376,7 +375,7 @@ impl Inner {
             let used = self.state.read().segments.len() as u64;
             wanted = wanted.min(self.allotment(limit_bytes).saturating_sub(used));
         }
-        usize::try_from(wanted.max(self.kept_segments())).unwrap_or(usize::MAX).max(1)
+        usize::try_from(wanted).unwrap_or(usize::MAX).max(1)
     }
 
     /// The disk is full: shortens the window by an eighth of its segments, at least one.
@@ -418,9 +417,9 @@ impl Inner {
         }
     }
 
-    /// Gives back segments made ahead that a changed policy, or a grown window, leaves no room for.
+    /// Gives back segments made ahead that a changed policy, or a grown window, leaves no room for, and nobody's room is.
     fn release_excess(&self) {
-        let wanted = self.ready_wanted();
+        let wanted = self.ready_wanted().max(self.kept_segments());
         let mut log = self.log.lock();
         // While one is being made behind them, the row must not change. The files go with the log held: their numbers are the next to be
         // given again, and the name of a new segment must not be taken from it.

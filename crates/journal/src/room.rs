@@ -71,10 +71,10 @@ impl Volume {
 
 impl Inner {
     /// How many segments stay ready because somebody's room is kept: a payload that does not fit the rest of a segment begins the next.
-    pub(crate) fn kept_segments(&self) -> u64 {
+    pub(crate) fn kept_segments(&self) -> usize {
         match self.kept_bytes.load(Ordering::Acquire) {
             0 => 0,
-            bytes => bytes.div_ceil(self.segment_bytes / 2) + 1,
+            bytes => usize::try_from(bytes.div_ceil(self.segment_bytes / 2) + 1).unwrap_or(usize::MAX),
         }
     }
 }

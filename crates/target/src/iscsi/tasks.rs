@@ -206,6 +206,8 @@ impl Session {
                     self.handle.peer,
                     self.port.name
                 );
+                // Whatever an array has answered meanwhile is not the whole.
+                self.forwarding.outcome(managing.itt);
                 self.managed(managing.itt, outcome::REJECTED, managing.cold);
             } else {
                 self.managing.push(managing);
