@@ -54,7 +54,13 @@ impl Control {
             _ => UblkError::Kernel { device: CONTROL.into(), doing: "opened", source: error },
         })?;
         let control = Control { control, number };
-        let features = control.ask(Ctrl::GetFeatures, "asked what it offers", [0; 8], 0)?;
+        let features = control.send(Ctrl::GetFeatures, [0; 8], 0).map_err(|error| {
+            match error.raw_os_error() {
+                // Of a driver that knows no such question; the second is the kernel's own ENOTSUPP.
+                Some(22 | 524) => UblkError::Old,
+                _ => control.failed("asked what it offers", error),
+            }
+        })?;
         if u64::from_ne_bytes(features) & FEATURES != FEATURES {
             return Err(UblkError::Old);
         }
