@@ -321,6 +321,17 @@ class Volumes:
         self._luns[volume.name] = replace(self._luns[volume.name], ublk=None)
         _log.info("block device removed", volume=volume.path, device=device_path(number))
 
+    def warn_of_devices_left(self) -> None:
+        """Of a group that is deleted without having been opened: whose a block device is only an open journal could tell."""
+        for name, export in self._catalogue.exports(self._name).items():
+            if export.ublk is not None:
+                device = device_path(export.ublk)
+                _log.warning(
+                    "block device is left behind; it waits until the machine restarts",
+                    volume=self._path(name),
+                    device=device,
+                )
+
     def _export(self, name: str) -> None:
         export = self._luns[name]
         split = name in self._splitters

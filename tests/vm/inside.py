@@ -47,6 +47,7 @@ LEFT_OUT = (
     "config-*",
     "site-packages",
     "_tkinter*",
+    "*.opt-?.pyc",
     "*.a",
 )
 LIBRARY = re.compile(r"(?:=> )?(/\S+) \(0x")
@@ -73,11 +74,10 @@ def carried(folder: Path) -> Path:
     compileall.compile_dir(site, quiet=2, force=False)
     libraries = tree / "libraries"
     libraries.mkdir()
-    for binary in [interpreter, *tree.rglob("*.so*")]:
-        found = subprocess.run(["ldd", str(binary)], capture_output=True, text=True, check=False)
-        for library in LIBRARY.findall(found.stdout):
-            if not (libraries / Path(library).name).exists():
-                shutil.copy2(library, libraries)
+    binaries = [str(interpreter), *map(str, tree.rglob("*.so*"))]
+    found = subprocess.run(["ldd", *binaries], capture_output=True, text=True, check=False)
+    for library in set(LIBRARY.findall(found.stdout)):
+        shutil.copy2(library, libraries)
     size_kib = sum(file.stat().st_size // 1024 + 4 for file in tree.rglob("*"))
     command = ["mke2fs", "-q", "-t", "ext4", "-O", "^has_journal", "-d", str(tree), str(image), str(size_kib * 5 // 4)]
     subprocess.run(command, check=True, stdin=subprocess.DEVNULL)

@@ -171,12 +171,19 @@ def test_a_mounted_disk_outlives_its_server(service: tuple[Machine, Inside], sou
             assert contents(machine, folder) == before.digests
         check_file_system(machine, past, "ext4")
 
-    assert inside.rest.get("status")["alerts"] == []
-    assert inside.rest.patch("groups", "db", "volumes", "data", body={"ublk": False})["ublk"] is None
-    machine.check(f"[ ! -e {DEVICE} ]; [ ! -e /dev/ublkc0 ]")
     complaints = [
         line for line in machine.kernel_complaints() if not any(expected in line for expected in EXPECTED_OF_THE_KERNEL)
     ]
+
+    # What policy rejects fails in a way the kernel knows, and tells of: it leaves a discard be, and writes zeros itself.
+    inside.rest.patch("policy", body={"offloads": {"unmap": "reject", "write-same": "reject"}})
+    machine.check(
+        f'seen() {{ head -c 1M {DEVICE} | sha256sum; }}; before=$(seen); blkdiscard -l 1M {DEVICE}; [ "$(seen)" = "$before" ]\n'
+        f"blkdiscard -z -l 64K {DEVICE}; cmp -n 65536 {DEVICE} /dev/zero"
+    )
+    assert inside.rest.get("status")["alerts"] == []
+    assert inside.rest.patch("groups", "db", "volumes", "data", body={"ublk": False})["ublk"] is None
+    machine.check(f"[ ! -e {DEVICE} ]; [ ! -e /dev/ublkc0 ]")
     complaints += [line for line in inside.log().splitlines() if not is_calm(line)]
     assert not complaints, "\n".join(complaints)
 
