@@ -12,6 +12,8 @@ from xdist.scheduler import LoadScopeScheduling  # type: ignore[import-untyped]
 
 SPLITTERS_IN_THE_GUEST = ("test_array", "test_attach", "test_path_flip")
 """Files of `tests/vm` about splitters."""
+OWN_GUEST = ("test_ublk",)
+"""Files of `tests/vm` that share no guest with others."""
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -25,11 +27,11 @@ def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> LoadScopeSch
 
 
 class ByFile(LoadScopeScheduling):  # type: ignore[misc]
-    """Hands out whole files, and `tests/vm` as two: each worker has a guest of its own, so that neither is left alone with all of them."""
+    """Hands out whole files, and the rest of `tests/vm` as two: each worker has a guest of its own, so that neither is left with all of them."""
 
     def _split_scope(self, nodeid: str) -> str:
         path = nodeid.split("::", 1)[0]
-        if Path(path).parent.name != "vm":
+        if Path(path).parent.name != "vm" or Path(path).stem in OWN_GUEST:
             return path
         return f"vm with {'another array' if Path(path).stem in SPLITTERS_IN_THE_GUEST else 'Playhead'}"
 

@@ -20,8 +20,11 @@ def test_systemd_takes_the_units(tmp_path: Path) -> None:
         # What they start need not be installed on this machine.
         text = re.sub(r"^(Exec\w+=)/\S+", r"\1/bin/true", unit.read_text(), flags=re.MULTILINE)
         (tmp_path / unit.name.replace("@", "@nbd0")).write_text(text)
+    started = sorted(map(str, tmp_path.iterdir()))
+    (tmp_path / "playhead.service.d").mkdir()
+    shutil.copy(PACKAGING / "systemd" / "playhead-ublk.conf", tmp_path / "playhead.service.d" / "ublk.conf")
     done = subprocess.run(
-        ["systemd-analyze", "verify", "--man=no", *sorted(map(str, tmp_path.iterdir()))],
+        ["systemd-analyze", "verify", "--man=no", *started],
         env={"SYSTEMD_UNIT_PATH": f"{tmp_path}:", "PATH": "/usr/bin:/bin"},
         capture_output=True,
         text=True,

@@ -142,6 +142,11 @@ class Access:
                 raise not_found(
                     f"there is no LUN {path[:200]!r} in service", "see `playhead target list` for what is exported"
                 )
+            if any(disk.ublk is not None for disk in disks if disk.place.path == path):
+                raise conflict(
+                    f"{path} is a block device of this host, which would lose it to host {host}",
+                    f"unmount it and take it from there first: `playhead volume set {path} --no-ublk`",
+                )
             taken = self._masking(disks).taken(host, path)
             if lun is not None and lun in taken:
                 raise conflict(

@@ -14,7 +14,7 @@ import json
 import os
 import sqlite3
 import threading
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -154,6 +154,10 @@ MIGRATIONS = (
         FOREIGN KEY (group_name, copy) REFERENCES copies (group_name, name) ON DELETE CASCADE
     ) STRICT;
     """,
+    """
+    ALTER TABLE exports ADD COLUMN ublk INTEGER CHECK (ublk BETWEEN 0 AND 1048575);
+    CREATE UNIQUE INDEX one_volume_per_block_device ON exports (ublk);
+    """,
 )
 """Migration n brings a catalogue from version n to n + 1. Never edited once released; only added to."""
 
@@ -196,6 +200,8 @@ class Export:
     read_only: bool
     physical_block_bytes: int
     """What the volume calls a physical block: 512 for hosts that want native blocks, 4096 otherwise."""
+    ublk: int | None = None
+    """The N of the block device of this host, /dev/ublkbN, that it is too."""
 
 
 @dataclass(frozen=True)
@@ -332,10 +338,10 @@ class Catalogue:
         """How each of a group's volumes is exported."""
         with self.transaction() as db:
             rows = db.execute(
-                "SELECT volume, lun, read_only, physical_block_bytes FROM exports WHERE group_name = ? ORDER BY lun",
+                "SELECT volume, lun, read_only, physical_block_bytes, ublk FROM exports WHERE group_name = ? ORDER BY lun",
                 (group,),
             ).fetchall()
-        return {volume: Export(lun, bool(read_only), block) for volume, lun, read_only, block in rows}
+        return {volume: Export(lun, bool(read_only), block, ublk) for volume, lun, read_only, block, ublk in rows}
 
     def add_export(self, group: str, volume: str, physical_block_bytes: int = PHYSICAL_BLOCK_BYTES) -> Export:
         """Gives a volume the lowest free LUN number, or the one it has. A number that a mapping uses in the group is not free: a host
@@ -365,6 +371,18 @@ class Catalogue:
             db.execute(
                 "UPDATE exports SET read_only = ? WHERE group_name = ? AND volume = ?", (read_only, group, volume)
             )
+
+    def claim_ublk(self, group: str, volume: str, taken: Collection[int]) -> int:
+        """Gives a volume the lowest number of a block device that no volume has and that is not `taken`."""
+        with self.transaction() as db:
+            known = {ublk for (ublk,) in db.execute("SELECT ublk FROM exports WHERE ublk IS NOT NULL")}
+            free = next(n for n in range(len(known) + len(taken) + 1) if n not in known and n not in taken)
+            db.execute("UPDATE exports SET ublk = ? WHERE group_name = ? AND volume = ?", (free, group, volume))
+            return free
+
+    def release_ublk(self, group: str, volume: str) -> None:
+        with self.transaction() as db:
+            db.execute("UPDATE exports SET ublk = NULL WHERE group_name = ? AND volume = ?", (group, volume))
 
     def splitters(self, group: str) -> dict[str, SplitterRow]:
         """The group's volumes whose production lives elsewhere."""

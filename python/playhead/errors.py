@@ -61,6 +61,7 @@ KINDS: dict[str, Kind] = {
     "newer-format": Kind(500, EXIT_STORE, "Written by a newer Playhead"),
     "failed": Kind(503, EXIT_STORE, "The group is not in service"),
     "missing-base": Kind(503, EXIT_STORE, "A base is missing"),
+    "not-supported": Kind(501, EXIT_STORE, "Not offered by this system"),
     "permission": Kind(500, EXIT_STORE, "Not permitted by the system"),
     "store-in-use": Kind(503, EXIT_IN_USE, "The store is in use"),
     "address-in-use": Kind(503, EXIT_IN_USE, "The address is in use"),

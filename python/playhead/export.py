@@ -1,9 +1,11 @@
-"""Exports: how disks are reached over iSCSI and NBD, and by which URL.
+"""Exports: how disks are reached over iSCSI and NBD, and by which URL; and as block devices of this host.
 
 A group is a target `PREFIX:GROUP`, an image of it a target `PREFIX:GROUP:IMAGE`; a volume keeps its LUN number in both. NBD exports are
 named by path: `GROUP/VOLUME` and `GROUP/IMAGE/VOLUME`. NBD shows only what every initiator may see: its clients have no name to be mapped to.
 
-What is offered is known here, for both front ends; `access` decides to whom.
+So does a block device of this host, which a volume may be too (`ublk`).
+
+What is offered is known here, for all front ends; `access` decides to whom.
 """
 
 from __future__ import annotations
@@ -12,7 +14,7 @@ import contextlib
 import threading
 import uuid
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from urllib.parse import quote
@@ -25,7 +27,8 @@ from playhead.masking import NativeMasking, Place
 from playhead.node import Address, Settings, url_host
 from playhead.point import show_time
 from playhead.policy import NativeRule
-from playhead.resources import OffloadCount, Session
+from playhead.resources import OffloadCount, Session, Ublk
+from playhead.ublk import BlockDevices, device_path
 
 if TYPE_CHECKING:
     from playhead._native import TrafficDict
@@ -45,6 +48,8 @@ class Exported:
 
     place: Place
     disk: Lun
+    ublk: int | None = None
+    """The number of the block device that it is to be too."""
 
     @property
     def uuid(self) -> bytes:
@@ -69,13 +74,14 @@ class Tables:
 
 
 class Exports:
-    """The two front ends, and what is offered on them."""
+    """The front ends, and what is offered on them."""
 
     def __init__(self, settings: Settings, reservations: Path) -> None:
         self._settings = settings
         self._reservations = reservations
         self._iscsi: IscsiServer | None = None
         self._nbd: NbdServer | None = None
+        self._ublk = BlockDevices()
         self.lock = threading.RLock()
         """Held while disks come and go and while tables are put in force; taken after a group's."""
         self._disks: dict[str, Exported] = {}
@@ -98,6 +104,7 @@ class Exports:
             for portal in portals[1:]:
                 self._iscsi.listen(portal.host, portal.port)
             self._iscsi.set_reservation_directory(str(self._reservations))
+            self._ublk.heed_reservations(self._iscsi)
         if nbd:
             self._nbd = NbdServer(nbd.host, nbd.port)
             if self._iscsi:
@@ -112,6 +119,9 @@ class Exports:
             self._iscsi.open()
         if self._nbd:
             self._nbd.open()
+        # Last, since a device whose server has just died may take a moment, and other hosts are not to wait for it.
+        for path in list(self._disks):
+            self._serve_block_device(path)
 
     def enforce(self) -> None:
         """Puts in force what is decided now. Front ends hear only of what has changed, and tell only the hosts it concerns."""
@@ -126,6 +136,7 @@ class Exports:
                     self._iscsi.set_masking(tables.masking)
                 self._set_credentials(tables, before)
                 self._redirect(tables)
+            self._ublk.set_policy(tables.rules)
             if self._nbd:
                 self._nbd.set_policy(tables.rules)
                 # What is on another array goes there as SCSI commands, which NBD has none of.
@@ -227,10 +238,10 @@ class Exports:
                     self._iscsi.remove_target(iqn, REMOVE_PATIENCE_S)
             self.enforce()
 
-    def add_disk(self, place: Place, disk: Lun) -> None:
-        """Exports a disk on both front ends, or on neither."""
+    def add_disk(self, place: Place, disk: Lun, ublk: int | None = None) -> None:
+        """Exports a disk on both front ends, or on neither; and as the block device of that number, if there is nothing in the way."""
         with self.lock:
-            self._disks[place.path] = Exported(place, disk)
+            self._disks[place.path] = Exported(place, disk, ublk)
             try:
                 # First who may see it, then the disk: no host sees for a moment what is not for it.
                 self.enforce()
@@ -240,18 +251,47 @@ class Exports:
                 with contextlib.suppress(NativeError, PlayheadError):
                     self.remove_disk(place.path)
                 raise
+            if self._opened:
+                self._serve_block_device(place.path)
 
     def remove_disk(self, path: str) -> Lun | None:
-        """Takes a disk away from hosts, and returns what it was."""
+        """Takes a disk away from hosts, and returns what it was. Its block device stays, for whoever has it mounted."""
         with self.lock:
             gone = self._disks.pop(path, None)
             if gone is None:
                 return None
+            if gone.ublk is not None:
+                self._ublk.let_go(path)
             if self._iscsi:
                 with _lingering(f"{gone.place.iqn} LUN {gone.place.number}"):
                     self._iscsi.remove_lun(gone.place.iqn, gone.place.number, REMOVE_PATIENCE_S)
             self.enforce()
             return gone.disk
+
+    def _serve_block_device(self, path: str) -> None:
+        with self.lock:
+            exported = self._disks.get(path)
+            if exported and exported.ublk is not None:
+                self._ublk.serve_or_say(path, exported.ublk, exported.disk, self.seen_by(path))
+
+    def add_block_device(self, path: str, number: int) -> None:
+        """Makes a disk a block device of this host too, or says what is in the way."""
+        with self.lock:
+            exported = self._disks[path]
+            self._ublk.serve(path, number, exported.disk, self.seen_by(path))
+            self._disks[path] = replace(exported, ublk=number)
+
+    def remove_block_device(self, path: str, number: int, uuid: str) -> None:
+        """Takes a disk's block device away, with whatever is on it written; not while it is mounted."""
+        with self.lock:
+            self._ublk.remove(path, number, uuid)
+            exported = self._disks.get(path)
+            if exported:
+                self._disks[path] = replace(exported, ublk=None)
+
+    def block_device(self, path: str, number: int) -> Ublk:
+        """How a volume's block device stands."""
+        return self._ublk.resource(path, number)
 
     def forget(self, disk: Lun | None) -> None:
         """A disk that was taken away will not come back: nobody has it reserved any longer."""
@@ -307,16 +347,17 @@ class Exports:
         ]
 
     def sessions(self) -> list[Session]:
-        """Every iSCSI session and NBD connection."""
+        """Every iSCSI session, NBD connection and block device of this host."""
         found = [_session("iscsi", "target", s) for s in self._iscsi.sessions()] if self._iscsi else []
         found += [_session("nbd", "export", c) for c in self._nbd.connections()] if self._nbd else []
+        found += [_session("ublk", "name", {**d, "peer": device_path(d["number"])}) for d in self._ublk.found()]
         return found
 
     def stop(self, patience_s: float) -> None:
         """Ends all sessions within about `patience_s` seconds."""
-        half = patience_s / 2
-        for name, server in (("iscsi", self._iscsi), ("nbd", self._nbd)):
-            cut = server.stop(half) if server else 0
+        third = patience_s / 3
+        for name, server in (("ublk", self._ublk), ("iscsi", self._iscsi), ("nbd", self._nbd)):
+            cut = server.stop(third) if server else 0
             if cut:
                 _log.info("sessions were cut at the stop", front_end=name, count=cut)
 

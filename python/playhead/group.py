@@ -156,6 +156,7 @@ class Group:
                     f"group {self.row.name} is not in service, so whether it still holds data cannot be told",
                     "mend it and `playhead group retry` it, or delete it with --force: its journal is then lost",
                 )
+            self.volumes.warn_of_devices_left()
             self._catalogue.set_group_state(self.row.name, "deleting")
             if self._exported:
                 self._exports.remove_target(self.row.iqn)

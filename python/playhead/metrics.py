@@ -151,7 +151,9 @@ class ApplianceCollector(Collector):
 
     def _front_ends(self) -> Iterator[Metric]:
         sessions = GaugeMetricFamily(
-            "playhead_sessions", "iSCSI sessions and NBD connections", labels=["protocol", "on"]
+            "playhead_sessions",
+            "iSCSI sessions, NBD connections and block devices of this host",
+            labels=["protocol", "on"],
         )
         found = Counter((session.protocol, session.name) for session in self._appliance.sessions())
         for (protocol, name), count in sorted(found.items()):

@@ -88,6 +88,14 @@ class Splitter(BaseModel):
     fabric: Fabric | None = Field(description="Of the kind `fabric`, else null")
 
 
+class Ublk(BaseModel):
+    """A volume as a block device of the appliance's own host."""
+
+    device: str = Field(description="Like /dev/ublkb0; the same after every restart")
+    serving: bool = Field(description="If not, what is asked of the device waits")
+    reason: str | None = Field(description="Why it is not served")
+
+
 class Volume(Disk):
     """A volume of production."""
 
@@ -98,6 +106,7 @@ class Volume(Disk):
         description="What hosts are told is a physical block: 512, their own block, or 4096"
     )
     created_lsn: int
+    ublk: Ublk | None = Field(description="Null: it is no block device of the appliance's host")
     splitter: Splitter | None = Field(description="Null: Playhead is the array, and production is the volume itself")
 
 
@@ -317,11 +326,11 @@ class Job(BaseModel):
 
 
 class Session(BaseModel):
-    """A host's session or connection."""
+    """A host's session or connection, or a block device of the appliance's own host."""
 
-    protocol: Literal["iscsi", "nbd"]
+    protocol: Literal["iscsi", "nbd", "ublk"]
     peer: str
-    name: str = Field(description="The IQN or export it is on; empty for discovery or before one is chosen")
+    name: str = Field(description="The IQN, export or volume it is on; empty for discovery or before one is chosen")
     details: dict[str, Any]
 
 

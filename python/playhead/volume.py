@@ -18,9 +18,10 @@ from playhead._native import NativeError
 from playhead.catalogue import PHYSICAL_BLOCK_BYTES, Catalogue, Export, SplitterRow
 from playhead.errors import PlayheadError, conflict, not_found
 from playhead.masking import Place
-from playhead.resources import Disk, Volume
+from playhead.resources import Disk, Ublk, Volume
 from playhead.sizes import BLOCK_BYTES, MAX_VOLUME_BYTES, show_size
 from playhead.splitter import Production, Splitters
+from playhead.ublk import device_path
 
 if TYPE_CHECKING:
     from playhead._native import VolumeDict
@@ -35,6 +36,9 @@ _log = log.get("volume")
 SETTLE_LIMIT_S = 10.0
 """How long a detachment waits for what hosts had under way when it began."""
 SETTLE_LOOK_S = 0.02
+
+FOREIGN_DEVICES_MAX = 64
+"""How many block devices of other programs are passed over for one that is free."""
 
 
 class Volumes:
@@ -125,6 +129,7 @@ class Volumes:
             adopted=volume["adopted"],
             physical_block_bytes=self.physical_block_bytes(volume),
             created_lsn=volume["created_lsn"],
+            ublk=self._ublk(volume["name"]),
             splitter=self._splitters.resource(volume["name"]),
         )
 
@@ -166,8 +171,15 @@ class Volumes:
         return self._splitters.names()
 
     def alerts(self) -> list[str]:
-        """What is to be said of those whose production lives elsewhere."""
-        return self._splitters.alerts()
+        """What is to be said of those whose production lives elsewhere, and of block devices that are not served."""
+        found = self._splitters.alerts()
+        for name in sorted(self._luns):
+            device = self._ublk(name)
+            if device and not device.serving:
+                found.append(
+                    f"volume {self._path(name)} is not served as {device.device}, which waits: {device.reason}"
+                )
+        return found
 
     def set_on_journal_failure(self, choice: OnJournalFailure) -> None:
         """What becomes of hosts of those whose production lives elsewhere while the journal cannot be written."""
@@ -228,6 +240,7 @@ class Volumes:
     def _remove(self, volume: Volume, of: Production | None, delete_base: bool) -> None:
         """Hosts lose it, then the journal, then whoever else knows of it. The volume is served again if the journal keeps it."""
         name, path = volume.name, volume.path
+        self._remove_ublk(volume)
         disk = self._exports.remove_disk(path) if of is None or self._splitters.disk(name) else None
         self._splitters.forget(name)
         try:
@@ -258,6 +271,68 @@ class Volumes:
         self._catalogue.set_read_only(self._name, name, read_only)
         self._luns[name] = replace(self._luns[name], read_only=read_only)
 
+    # As block devices of this host.
+
+    def _ublk(self, name: str) -> Ublk | None:
+        export = self._luns.get(name)
+        if export is None or export.ublk is None:
+            return None
+        return self._exports.block_device(self._path(name), export.ublk)
+
+    def set_ublk(self, name: str, wanted: bool) -> Volume:
+        """Makes a volume a block device of this host too, or no longer. One that is mounted stays."""
+        with self._group.lock:
+            volume = self.find(name)
+            if wanted and self._luns[name].ublk is None:
+                self._add_ublk(volume)
+            elif not wanted:
+                self._remove_ublk(volume)
+            return self.find(name)
+
+    def _add_ublk(self, volume: Volume) -> None:
+        name = volume.name
+        if self._splitters.on_array(name):
+            raise conflict(
+                f"volume {volume.path} is on another array, which is reached by iSCSI alone", f"use {volume.iscsi_url}"
+            )
+        if name in self._splitters and self._splitters.disk(name) is None:
+            raise conflict(f"production of volume {volume.path} is lost", f"`playhead attach {volume.path} PATH`")
+        taken: set[int] = set()
+        while True:
+            number = self._catalogue.claim_ublk(self._name, name, taken)
+            try:
+                self._exports.add_block_device(volume.path, number)
+                break
+            except PlayheadError as error:
+                self._catalogue.release_ublk(self._name, name)
+                # Other programs serve block devices too.
+                if error.code != "conflict" or volume.hosts is not None or len(taken) >= FOREIGN_DEVICES_MAX:
+                    raise
+                taken.add(number)
+        self._luns[name] = replace(self._luns[name], ublk=number)
+        _log.info("block device added", volume=volume.path, device=device_path(number))
+
+    def _remove_ublk(self, volume: Volume) -> None:
+        """First the device, then who knows of it: one that is still there is never forgotten."""
+        number = self._luns[volume.name].ublk if volume.name in self._luns else None
+        if number is None:
+            return
+        self._exports.remove_block_device(volume.path, number, volume.uuid)
+        self._catalogue.release_ublk(self._name, volume.name)
+        self._luns[volume.name] = replace(self._luns[volume.name], ublk=None)
+        _log.info("block device removed", volume=volume.path, device=device_path(number))
+
+    def warn_of_devices_left(self) -> None:
+        """Of a group that is deleted without having been opened: whose a block device is only an open journal could tell."""
+        for name, export in self._catalogue.exports(self._name).items():
+            if export.ublk is not None:
+                device = device_path(export.ublk)
+                _log.warning(
+                    "block device is left behind; it waits until the machine restarts",
+                    volume=self._path(name),
+                    device=device,
+                )
+
     def _export(self, name: str) -> None:
         export = self._luns[name]
         split = name in self._splitters
@@ -267,7 +342,7 @@ class Volumes:
             return
         if export.read_only:
             disk.set_read_only(True)
-        self._exports.add_disk(Place(self._path(name), self._group.row.iqn, export.lun), disk)
+        self._exports.add_disk(Place(self._path(name), self._group.row.iqn, export.lun), disk, export.ublk)
 
     # Those whose production lives elsewhere.
 
@@ -361,6 +436,7 @@ class Volumes:
         """The head is production's last state, for certain, or nothing happens: looked at when hosts cannot write any more."""
         name = volume.name
         self._refuse_out_of_step(volume, state)
+        self._remove_ublk(volume)
         if self._splitters.disk(name):
             self._exports.remove_disk(volume.path)
         try:

@@ -2,7 +2,7 @@
 
 Built once by mmdebstrap and kept in the cache (`PLAYHEAD_CACHE`, by default `.work/cache` of the repository) under a
 name that is a hash of the recipe, so a changed recipe is a new image and an old one is never half updated. Debian's
-cloud kernel has NVMe and ext4 built in: it mounts the image without an initramfs, and its modules (iscsi_tcp, nbd, xfs)
+cloud kernel has NVMe and ext4 built in: it mounts the image without an initramfs, and its modules (iscsi_tcp, nbd, ublk, xfs)
 lie in the image. There is no systemd: `guest/init` is process 1, and udev runs only in tests that start it.
 
 `python3 tests/vm/image.py` builds the image if need be and prints where it is; `--packages` prints the Debian packages
@@ -16,6 +16,7 @@ import fcntl
 import hashlib
 import os
 import shutil
+import struct
 import subprocess
 import sys
 import tempfile
@@ -32,7 +33,14 @@ HOST_PACKAGES = HERE / "packages.txt"
 
 SUITE = "bookworm"
 DEFAULT_MIRROR = "http://deb.debian.org/debian"
+DEFAULT_SECURITY_MIRROR = "http://deb.debian.org/debian-security"
+"""Has the kernel: Debian 12's own, 6.1, is built without ublk."""
 IMAGE_BYTES = 1 << 30
+PARTITION_BYTES = 1 << 20
+"""Where the root's partition begins. It has one so that the kernel finds it by identity: the numbers of NVMe disks are drawn at each boot."""
+DISK_SIGNATURE = 0x504C4159
+ROOT = f"PARTUUID={DISK_SIGNATURE:08x}-01"
+"""The root, for the kernel's command line."""
 BUILD_TIMEOUT_S = 900
 INITIATOR_IQN = "iqn.2025-01.example.guest:initiator"
 
@@ -67,7 +75,7 @@ class Image:
     """A built image. Nothing writes to it: machines boot it through a throw-away overlay."""
 
     root: Path
-    """The root file system, raw ext4."""
+    """A raw disk, whose one partition is the root file system, ext4."""
 
     kernel: Path
     """The kernel that belongs to it."""
@@ -86,7 +94,7 @@ def host_packages() -> list[str]:
 def recipe_key() -> str:
     """A short hash of everything that decides what is in the image."""
     digest = hashlib.sha256()
-    for part in (SUITE, str(IMAGE_BYTES), INITIATOR_IQN, *GUEST_PACKAGES, *LEFT_OUT):
+    for part in (SUITE, str(IMAGE_BYTES), ROOT, INITIATOR_IQN, *GUEST_PACKAGES, *LEFT_OUT):
         digest.update(part.encode() + b"\0")
     for script in (INIT, ADD_KERNEL):
         digest.update(script.read_bytes())
@@ -101,7 +109,7 @@ def ensure_image() -> Image:
     cache = cache_dir()
     cache.mkdir(parents=True, exist_ok=True)
     home = cache / f"vm-{recipe_key()}"
-    image = Image(root=home / "root.ext4", kernel=home / "vmlinuz")
+    image = Image(root=home / "root.raw", kernel=home / "vmlinuz")
     with _lock(cache / "vm.lock"):
         if not home.exists():
             _require_tools()
@@ -140,7 +148,8 @@ def _build(scratch: Path) -> Path:
     command += ["--aptopt=APT::Install-Recommends false"]
     command += [f"--dpkgopt=path-exclude={pattern}" for pattern in LEFT_OUT]
     command += [f"--customize-hook={ADD_KERNEL}"]
-    _run([*command, SUITE, str(tree), mirror])
+    security = os.environ.get("PLAYHEAD_DEBIAN_SECURITY_MIRROR", DEFAULT_SECURITY_MIRROR)
+    _run([*command, SUITE, str(tree), mirror, f"deb {security} {SUITE}-security main"])
 
     init = tree / "usr/local/sbin/bench-init"
     shutil.copy(INIT, init)
@@ -152,11 +161,21 @@ def _build(scratch: Path) -> Path:
         raise ImageError(f"expected one kernel in the image, found {[k.name for k in kernels]}")
     shutil.copy(kernels[0], finished / "vmlinuz")
 
-    root = finished / "root.ext4"
-    features = ["-O", "^has_journal", "-E", "lazy_itable_init=1"]
+    root = finished / "root.raw"
+    with root.open("wb") as disk:
+        disk.write(_partition_table())
+        disk.truncate(PARTITION_BYTES + IMAGE_BYTES)
+    features = ["-F", "-O", "^has_journal", "-E", f"lazy_itable_init=1,offset={PARTITION_BYTES}"]
     _run(["mke2fs", "-q", "-t", "ext4", *features, "-d", str(tree), str(root), str(IMAGE_BYTES >> 10)])
     finished.chmod(0o755)
     return finished
+
+
+def _partition_table() -> bytes:
+    """A master boot record with one Linux partition: signature at 440, entries from 446 on."""
+    sectors = (PARTITION_BYTES // 512, IMAGE_BYTES // 512)
+    entry = struct.pack("<B3sB3sII", 0, b"", 0x83, b"", *sectors)
+    return struct.pack("<440xIH", DISK_SIGNATURE, 0) + entry.ljust(64, b"\0") + b"\x55\xaa"
 
 
 def _run(command: list[str]) -> None:

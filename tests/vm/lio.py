@@ -31,7 +31,7 @@ sysctl -qw net.ipv4.tcp_rmem='4096 8388608 16777216'
 mkdir -p /var/target/pr /var/target/alua
 mkdir -p {CONFIGURATION}/core/iblock_0/disk
 cd {CONFIGURATION}/core/iblock_0/disk
-echo -n udev_path=/dev/nvme1n1 >control
+echo -n udev_path=/dev/disk1 >control
 echo -n 6c8f2d1e-0000-4000-8000-706c61796865 >wwn/vpd_unit_serial
 echo 1 >enable
 echo 1 >attrib/emulate_tpu

@@ -21,7 +21,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
 
-from .image import Image, ensure_image, host_packages
+from .image import ROOT, Image, ensure_image, host_packages
 
 HOST_ADDRESS = "10.0.2.2"
 """The host's 127.0.0.1, as the guest sees it."""
@@ -80,7 +80,7 @@ class Machine:
         disks: Sequence[Path] = (),
         forwarded: Mapping[int, int] | None = None,
     ) -> None:
-        """`disks` are raw files of the host that stay when the machine ends: the guest has them as /dev/nvme1n1 and so on, discards included,
+        """`disks` are raw files of the host that stay when the machine ends: the guest has them as /dev/disk1 and so on, discards included,
         and what it has written the host reads in the file at once. `forwarded` are ports of the host's 127.0.0.1, each with the guest's.
         """
         self._image = image if image is not None else ensure_image()
@@ -200,7 +200,7 @@ class Machine:
 
     def _command(self, folder: Path) -> list[str]:
         # quiet: the console is emulated byte by byte and slow. Warnings still go there, for the day of no answer.
-        kernel = "root=/dev/nvme0n1 rw init=/usr/local/sbin/bench-init console=ttyS0 quiet loglevel=5"
+        kernel = f"root={ROOT} rw init=/usr/local/sbin/bench-init console=ttyS0 quiet loglevel=5"
         # On a busy host the emulation pauses for seconds; the guest's watchdogs would take that for its own fault.
         kernel += " panic=1 mitigations=off nowatchdog tsc=reliable rcupdate.rcu_cpu_stall_suppress=1"
         drive = f"if=none,id=root,format=raw,snapshot=on,file={self._image.root}"

@@ -143,7 +143,7 @@ class PlayheadAppliance:
     def complaints(self) -> list[str]:
         """The log's lines of level warning or worse, and what is no log line at all: a traceback, a panic."""
         lines = self._log.read_text(errors="replace").splitlines()
-        return [line for line in lines if not _is_calm(line)]
+        return [line for line in lines if not is_calm(line)]
 
     def _do(self, *arguments: str) -> Any:
         """A CLI command's JSON."""
@@ -174,7 +174,7 @@ class PlayheadAppliance:
         shutil.rmtree(self._store, ignore_errors=True)
 
 
-def _is_calm(line: str) -> bool:
+def is_calm(line: str) -> bool:
     try:
         # The line that says "ready" is for scripts and has no level.
         return json.loads(line).get("level", "info") in ("debug", "info")

@@ -72,6 +72,6 @@ def test_a_disk_of_the_host_is_followed_and_is_a_plain_disk_afterwards(
         # Nobody holds it any more.
         os.close(os.open(production, os.O_RDWR | (os.O_EXCL if production.is_block_device() else 0)))
     with Machine(disks=[file]) as other:
-        check_file_system(other, "/dev/nvme1n1", kind)
-        with mounted(other, "/dev/nvme1n1") as folder:
+        check_file_system(other, "/dev/disk1", kind)
+        with mounted(other, "/dev/disk1") as folder:
             assert contents(other, folder) == kept

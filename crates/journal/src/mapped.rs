@@ -1,4 +1,4 @@
-//! The one module of the workspace that may use `unsafe`: mapping a finished file for reading.
+//! The one module of this crate that may use `unsafe`: mapping a finished file for reading.
 #![allow(unsafe_code)]
 
 use std::{fs, io, sync::Arc};

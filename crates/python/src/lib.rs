@@ -17,6 +17,7 @@ mod lun;
 mod nbd;
 mod policy;
 mod splitter;
+mod ublk;
 
 /// The package's version, which is the workspace's.
 #[pyfunction]
@@ -36,6 +37,7 @@ fn _native(module: &Bound<'_, PyModule>) -> PyResult<()> {
     module.add_class::<splitter::FabricSplitter>()?;
     module.add_class::<iscsi::IscsiServer>()?;
     module.add_class::<nbd::NbdServer>()?;
+    module.add_class::<ublk::UblkServer>()?;
     module.add_class::<lab::LabSplitter>()?;
     module.add_function(wrap_pyfunction!(journal::dump, module)?)?;
     module.add_function(wrap_pyfunction!(journal::verify, module)?)?;

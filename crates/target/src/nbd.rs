@@ -10,7 +10,6 @@ mod buffers;
 mod desk;
 mod exports;
 mod handshake;
-mod mailbox;
 mod reads;
 mod session;
 mod socket;

@@ -73,16 +73,29 @@ def show_volume(volume: str, group: TheGroup) -> Volume:
 
 
 class VolumeChange(BaseModel):
-    """What can be changed of a volume."""
+    """What can be changed of a volume; what is left out stays."""
 
     model_config = ConfigDict(extra="forbid")
-    read_only: bool = Field(description="Hosts may only read it")
+    read_only: bool | None = Field(default=None, description="Hosts may only read it")
+    ublk: bool | None = Field(
+        default=None, description="It is a block device of the appliance's own host too; one that is mounted stays"
+    )
+
+    @model_validator(mode="after")
+    def _something(self) -> Self:
+        if self.read_only is None and self.ublk is None:
+            raise ValueError("give read_only or ublk")
+        return self
 
 
 @router.patch("/groups/{group}/volumes/{volume}")
 def change_volume(volume: str, body: VolumeChange, group: TheGroup) -> Volume:
-    """Write-protects a volume for every host, or lets them write again."""
-    return group.volumes.set_read_only(volume, body.read_only)
+    """Write-protects a volume for every host, or lets them write again; makes it a block device of the appliance's host, or no longer."""
+    if body.read_only is not None:
+        group.volumes.set_read_only(volume, body.read_only)
+    if body.ublk is not None:
+        group.volumes.set_ublk(volume, body.ublk)
+    return group.volumes.find(volume)
 
 
 class VolumeAttach(BaseModel):

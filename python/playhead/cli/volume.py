@@ -130,16 +130,21 @@ def show_(cli: Cli, which: tuple[str, str], as_json: bool) -> None:
 @command.command("set")
 @object_argument("volume")
 @click.option("--read-only/--writable", "read_only", default=None, help="Whether hosts may only read it.")
+@click.option("--ublk/--no-ublk", default=None, help="Whether it is a block device of this host too: /dev/ublkbN.")
 @output_option
 @click.pass_obj
-def set_(cli: Cli, which: tuple[str, str], read_only: bool | None, as_json: bool) -> None:
-    """Write-protect a volume for every host, or let them write again.
+def set_(cli: Cli, which: tuple[str, str], read_only: bool | None, ublk: bool | None, as_json: bool) -> None:
+    """Write-protect a volume for every host, or let them write again; make it a block device of this host, or no longer.
 
-    Unmount it on the hosts first: what they still have to write is refused.
+    Unmount it first: what hosts still have to write to a volume that becomes read-only is refused.
     """
-    if read_only is None:
-        raise click.UsageError("say what is to change: --read-only or --writable", click.get_current_context())
-    show(cli.patch("groups", which[0], "volumes", which[1], body={"read_only": read_only}), as_json)
+    wanted = {"read_only": read_only, "ublk": ublk}
+    body = {key: value for key, value in wanted.items() if value is not None}
+    if not body:
+        raise click.UsageError(
+            "say what is to change: --read-only, --writable, --ublk or --no-ublk", click.get_current_context()
+        )
+    show(cli.patch("groups", which[0], "volumes", which[1], body=body), as_json)
 
 
 @command.command("resync")
@@ -188,6 +193,13 @@ def seen_by(disk: dict[str, Any]) -> str:
     return f"host {', '.join(disk['hosts'])}" if disk["hosts"] else "nobody (unmapped_volumes = hidden)"
 
 
+def block_device(ublk: dict[str, Any] | None) -> str | None:
+    """Where this host has a volume, and why what is asked of it waits if it does."""
+    if ublk is None:
+        return None
+    return str(ublk["device"]) + ("" if ublk["serving"] else f", waiting: {ublk['reason']}")
+
+
 def show(volume: dict[str, Any], as_json: bool) -> None:
     """One volume."""
     if as_json:
@@ -199,6 +211,7 @@ def show(volume: dict[str, Any], as_json: bool) -> None:
             ("size", f"{size(volume['size_bytes'])} ({volume['size_bytes']} bytes)"),
             ("iscsi", volume["iscsi_url"]),
             ("nbd", volume["nbd_url"]),
+            ("ublk", block_device(volume["ublk"])),
             ("access", "read-only" if volume["read_only"] else "read-write"),
             ("seen by", seen_by(volume)),
             ("physical block", f"{volume['physical_block_bytes']} bytes"),

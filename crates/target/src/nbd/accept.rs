@@ -13,11 +13,11 @@ use rustix::event::{poll, PollFd, PollFlags, Timespec};
 
 use super::exports::Exports;
 use super::handshake::{self, Outcome};
-use super::mailbox::{Mailbox, Wake};
 use super::session::Session;
 use super::socket::Socket;
 use super::{ConnectionStatus, Limits};
 use crate::doors::Doors;
+use crate::mailbox::{Mailbox, Wake};
 
 /// Stack of a connection's thread. Only what is touched is ever backed by memory, so this is room, not cost.
 const STACK_BYTES: usize = 512 << 10;

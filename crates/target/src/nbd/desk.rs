@@ -131,15 +131,15 @@ impl<'a> Desk<'a> {
     /// The LUN as it is now; nothing once [`Desk::leave`] was called.
     pub(super) fn disk(&self) -> Option<Disk> {
         let entry = self.entry.as_ref()?;
-        let (lun, export) = (entry.lun(), entry.export());
+        let strangers = &entry.export().strangers;
         Some(Disk {
-            lun: LunRef::clone(lun),
-            size_bytes: lun.block_count().saturating_mul(BLOCK_BYTES as u64),
-            read_only: lun.read_only(),
-            may_read: export.admitted(false),
-            may_write: export.admitted(true),
-            trims: export.trims(),
-            zeroes: export.zeroes(),
+            lun: LunRef::clone(&strangers.lun),
+            size_bytes: strangers.size_bytes(),
+            read_only: strangers.lun.read_only(),
+            may_read: strangers.admitted(false),
+            may_write: strangers.admitted(true),
+            trims: strangers.unmaps(),
+            zeroes: strangers.zeroes(),
         })
     }
 

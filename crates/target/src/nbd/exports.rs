@@ -9,53 +9,23 @@ use parking_lot::{Condvar, Mutex, RwLock};
 use playhead_wire::nbd::text;
 
 use super::{ExportStatus, ServerError};
-use crate::lun::{LunRef, BLOCK_BYTES};
-use crate::scsi::{Device, Devices, Offload, Policy};
+use crate::lun::LunRef;
+use crate::scsi::{Devices, Policy};
+use crate::strangers::Strangers;
 
 /// One LUN under a name.
 pub(super) struct Export {
     pub(super) name: String,
     pub(super) description: String,
-    lun: LunRef,
-    /// What the LUN is to SCSI initiators, if there are any.
-    device: Option<Arc<Device>>,
-    trim: AtomicBool,
-    zeroes: AtomicBool,
+    pub(super) strangers: Strangers,
     closing: AtomicBool,
     users: Mutex<usize>,
     left: Condvar,
 }
 
 impl Export {
-    /// Size in bytes, at this moment.
-    pub(super) fn size_bytes(&self) -> u64 {
-        self.lun.block_count().saturating_mul(BLOCK_BYTES as u64)
-    }
-
     pub(super) fn read_only(&self) -> bool {
-        self.lun.read_only()
-    }
-
-    /// Whether the reservations that SCSI initiators have let an NBD client read (or also `write`).
-    pub(super) fn admitted(&self, write: bool) -> bool {
-        self.device.as_ref().is_none_or(|device| device.admits_strangers(write))
-    }
-
-    /// Whether TRIM is carried out.
-    pub(super) fn trims(&self) -> bool {
-        self.trim.load(Ordering::Relaxed)
-    }
-
-    /// Whether WRITE_ZEROES is carried out.
-    pub(super) fn zeroes(&self) -> bool {
-        self.zeroes.load(Ordering::Relaxed)
-    }
-
-    /// Puts another policy in force. NBD clients have no name, so only the rules for everybody count.
-    fn obey(&self, policy: &Policy) {
-        let offloads = policy.in_force(&self.lun.identity().uuid, "");
-        self.trim.store(offloads.contains(Offload::Unmap), Ordering::Relaxed);
-        self.zeroes.store(offloads.contains(Offload::WriteSame), Ordering::Relaxed);
+        self.strangers.lun.read_only()
     }
 
     /// Whether the export was removed.
@@ -94,10 +64,6 @@ pub(super) struct ExportUse {
 impl ExportUse {
     pub(super) fn export(&self) -> &Export {
         &self.export
-    }
-
-    pub(super) fn lun(&self) -> &LunRef {
-        &self.export.lun
     }
 }
 
@@ -142,15 +108,11 @@ impl Exports {
         let export = Arc::new(Export {
             name: name.into(),
             description: description.into(),
-            device: self.devices.get().map(|devices| devices.find(&lun.identity().uuid)),
-            lun,
-            trim: AtomicBool::new(true),
-            zeroes: AtomicBool::new(true),
+            strangers: Strangers::new(lun, self.devices.get(), &policy),
             closing: AtomicBool::new(false),
             users: Mutex::new(0),
             left: Condvar::new(),
         });
-        export.obey(&policy);
         by_name.insert(name.into(), export);
         Ok(())
     }
@@ -160,7 +122,7 @@ impl Exports {
         let mut current = self.policy.lock();
         *current = policy;
         for export in self.by_name.read().values() {
-            export.obey(&current);
+            export.strangers.obey(&current);
         }
     }
 
@@ -198,7 +160,7 @@ impl Exports {
         let describe = |export: Arc<Export>| ExportStatus {
             name: export.name.clone(),
             description: export.description.clone(),
-            size_bytes: export.size_bytes(),
+            size_bytes: export.strangers.size_bytes(),
             read_only: export.read_only(),
             connections: *export.users.lock(),
         };

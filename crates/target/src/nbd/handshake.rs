@@ -171,7 +171,8 @@ impl Handshake<'_> {
         let export = self.shared.exports.find(name);
         let export = export.map_err(|error| refused(error.to_string()))?;
         let chosen = self.choose(&export).map_err(|(_, words)| refused(words))?;
-        let answer = export_name_answer(export.size_bytes(), self.flags(&export), self.client.no_zeroes);
+        let answer =
+            export_name_answer(export.strangers.size_bytes(), self.flags(&export), self.client.no_zeroes);
         self.send(&answer)?;
         Ok(Outcome::Chosen(chosen))
     }
@@ -195,7 +196,7 @@ impl Handshake<'_> {
         let request = ExportRequest::parse(data).map_err(invalid)?;
         let export = self.find(request.name)?;
         let facts = [
-            Info::Export { size_bytes: export.size_bytes(), flags: self.flags(&export) },
+            Info::Export { size_bytes: export.strangers.size_bytes(), flags: self.flags(&export) },
             Info::Name(&export.name),
             Info::Description(&export.description),
             Info::BlockSize {
@@ -276,10 +277,10 @@ impl Handshake<'_> {
         if export.read_only() {
             flags |= transmission::READ_ONLY;
         } else {
-            if export.trims() {
+            if export.strangers.unmaps() {
                 flags |= transmission::SEND_TRIM;
             }
-            if export.zeroes() {
+            if export.strangers.zeroes() {
                 // Zeroing is one record of the journal however long it is, so it is always the fast kind.
                 flags |= transmission::SEND_WRITE_ZEROES | transmission::SEND_FAST_ZERO;
             }

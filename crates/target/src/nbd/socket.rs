@@ -10,7 +10,7 @@ use rustix::event::{poll, PollFd, PollFlags, Timespec};
 use rustix::io::Errno;
 use rustix::net::{recv, send, sockopt, RecvFlags, SendFlags};
 
-use super::mailbox::Wake;
+use crate::mailbox::Wake;
 
 /// What a try to receive brought.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

@@ -6,6 +6,7 @@ use std::{
     os::unix::fs::{FileExt, FileTypeExt, OpenOptionsExt},
     path::Path,
     sync::OnceLock,
+    time::{Duration, Instant},
 };
 
 use rustix::{
@@ -32,6 +33,21 @@ pub struct HostDevice {
     failed: OnceLock<String>,
 }
 
+/// udev looks at a block device whenever somebody has closed it, us included, and holds a lock on it meanwhile.
+const UDEV_LIMIT: Duration = Duration::from_secs(10);
+const UDEV_LOOK: Duration = Duration::from_millis(20);
+
+/// Locks `file` against everybody, and tries for as long as `patience` if somebody has a lock on it.
+fn lock(file: &File, patience: Duration) -> rustix::io::Result<()> {
+    let deadline = Instant::now() + patience;
+    loop {
+        match rustix::fs::flock(file, FlockOperation::NonBlockingLockExclusive) {
+            Err(Errno::WOULDBLOCK) if Instant::now() < deadline => std::thread::sleep(UDEV_LOOK),
+            other => return other,
+        }
+    }
+}
+
 impl HostDevice {
     /// Opens `path`, an absolute one, for `name`, the disk it is to be.
     ///
@@ -54,7 +70,8 @@ impl HostDevice {
             Some(16) => failed(format!("{shown} is in use: unmount it first")),
             _ => failed(format!("{shown}: {e}")),
         })?;
-        rustix::fs::flock(&file, FlockOperation::NonBlockingLockExclusive).map_err(|e| match e {
+        let patience = if kind.is_block_device() { UDEV_LIMIT } else { Duration::ZERO };
+        lock(&file, patience).map_err(|e| match e {
             Errno::WOULDBLOCK => failed(format!("{shown} is in use by another process: stop that one first")),
             e => failed(format!("locking {shown}: {e}")),
         })?;
@@ -224,5 +241,24 @@ impl Production for HostDevice {
 
     fn is_as_left(&self, left: &Stamp) -> bool {
         self.stamp().is_some_and(|now| now == *left || stamp::device_unchanged(left, &now))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_lock_that_passes_is_waited_for_and_one_that_stays_is_not() {
+        let path = tempfile::NamedTempFile::new().unwrap();
+        let (udev, ours) = (File::open(path.path()).unwrap(), File::open(path.path()).unwrap());
+        rustix::fs::flock(&udev, FlockOperation::LockShared).unwrap();
+        assert_eq!(lock(&ours, Duration::from_millis(50)), Err(Errno::WOULDBLOCK));
+        let looking = std::thread::spawn(move || {
+            std::thread::sleep(Duration::from_millis(50));
+            drop(udev);
+        });
+        assert_eq!(lock(&ours, Duration::from_secs(60)), Ok(()));
+        looking.join().unwrap();
     }
 }

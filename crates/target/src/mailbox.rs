@@ -1,4 +1,4 @@
-//! What reaches a connection from other threads: flushes that are over, and pokes to look around.
+//! What reaches a front end's thread from other threads: flushes that are over, and pokes to look around.
 
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
@@ -10,36 +10,36 @@ use rustix::event::{eventfd, EventfdFlags};
 use crate::lun::{FlushDone, LunError};
 
 /// An event a thread polls for.
-pub(super) struct Wake {
+pub(crate) struct Wake {
     event: OwnedFd,
 }
 
 impl Wake {
-    pub(super) fn new() -> io::Result<Wake> {
+    pub(crate) fn new() -> io::Result<Wake> {
         let event = eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK)?;
         Ok(Wake { event })
     }
 
     /// Makes the thread's poll return, now or the next time.
-    pub(super) fn poke(&self) {
+    pub(crate) fn poke(&self) {
         // It can only fail when the counter is full, and then the thread is poked well enough.
         let _ = rustix::io::write(&self.event, &1_u64.to_ne_bytes());
     }
 
     /// Forgets pokes that have been heard.
-    pub(super) fn hear(&self) {
+    pub(crate) fn hear(&self) {
         let _ = rustix::io::read(&self.event, &mut [0_u8; 8]);
     }
 
-    pub(super) fn fd(&self) -> BorrowedFd<'_> {
+    pub(crate) fn fd(&self) -> BorrowedFd<'_> {
         self.event.as_fd()
     }
 }
 
 /// A flush that is over, and the requests that wait for it.
-pub(super) struct Finished {
-    pub(super) cookies: Vec<u64>,
-    pub(super) result: Result<(), LunError>,
+pub(crate) struct Finished {
+    pub(crate) cookies: Vec<u64>,
+    pub(crate) result: Result<(), LunError>,
 }
 
 #[derive(Default)]
@@ -49,26 +49,26 @@ struct Post {
     parked: bool,
 }
 
-/// A connection's mailbox.
-pub(super) struct Mailbox {
+/// The mailbox of a connection, or of a block device's queue.
+pub(crate) struct Mailbox {
     post: Mutex<Post>,
-    pub(super) wake: Wake,
+    pub(crate) wake: Wake,
 }
 
 impl Mailbox {
-    pub(super) fn new() -> io::Result<Mailbox> {
+    pub(crate) fn new() -> io::Result<Mailbox> {
         Ok(Mailbox { post: Mutex::default(), wake: Wake::new()? })
     }
 
     /// What has finished so far.
-    pub(super) fn take(&self) -> Vec<Finished> {
+    pub(crate) fn take(&self) -> Vec<Finished> {
         let mut post = self.post.lock();
         post.parked = false;
         std::mem::take(&mut post.finished)
     }
 
     /// Announces that the owner will poll. False when something has finished already: take it first.
-    pub(super) fn park(&self) -> bool {
+    pub(crate) fn park(&self) -> bool {
         let mut post = self.post.lock();
         post.parked = post.finished.is_empty();
         post.parked
@@ -85,7 +85,7 @@ impl Mailbox {
     }
 
     /// The end of a flush that the requests of `cookies` wait for. It arrives even if the LUN drops it uncalled.
-    pub(super) fn flush_done(self: &Arc<Mailbox>, cookies: Vec<u64>) -> FlushDone {
+    pub(crate) fn flush_done(self: &Arc<Mailbox>, cookies: Vec<u64>) -> FlushDone {
         let mut ticket = Ticket { mailbox: Arc::clone(self), cookies };
         Box::new(move |result| ticket.deliver(result))
     }
