@@ -435,7 +435,8 @@ def test_a_catalogue_of_before_is_brought_up_to_date(tmp_path: Path) -> None:
             db.execute(f"DROP TABLE {table}")
         for table in ("offload_rules", "hosts", "discovery", "redirections"):
             db.execute(f"DROP TABLE {table}")
-        for column in ("read_only", "physical_block_bytes"):
+        db.execute("DROP INDEX one_volume_per_block_device")
+        for column in ("read_only", "physical_block_bytes", "ublk"):
             db.execute(f"ALTER TABLE exports DROP COLUMN {column}")
         db.execute("DROP TABLE copy_images")
         db.execute("DROP TABLE copies")

@@ -311,6 +311,7 @@ def test_a_portal_that_goes_under_load_costs_hosts_a_delay_and_no_session(array:
         assert told, "no session was lost"
         synchronised(appliance)
         check_equal(appliance, array, "after")
+        appliance.stop()
 
 
 @pytest.mark.expect_log("array")
