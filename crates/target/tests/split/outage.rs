@@ -12,7 +12,7 @@ use std::{
 
 use parking_lot::Mutex;
 use playhead_journal::{
-    files::{DiskFiles, File, Files, Open},
+    files::{DiskFiles, File, Open},
     Change, Group, Lsn, NewBase, Options,
 };
 use playhead_target::{
