@@ -373,10 +373,14 @@ impl Split {
 
     /// How production and replica stand to each other.
     pub fn status(&self) -> Status {
-        let inside = self.shared.inside.lock();
+        let mut inside = self.shared.inside.lock();
         let state = match inside.state() {
             // What it may have lost is found in a moment.
-            State::Synchronised if self.shared.doubtful(&inside) => State::Resynchronising,
+            State::Synchronised if self.shared.doubtful(&inside) => {
+                inside.woken = true;
+                self.shared.tending.notify_all();
+                State::Resynchronising
+            }
             state => state,
         };
         let reason = inside.lost.clone().or_else(|| {
