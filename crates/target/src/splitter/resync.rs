@@ -76,8 +76,8 @@ impl Shared {
         if lost || (refused && !self.try_journal()) {
             return;
         }
-        // Out of sight, it cannot be read nor flushed either, which says so.
-        let _ = self.watch();
+        let seen = self.watch();
+        self.inside.lock().unseen = seen.err();
         self.resynchronise();
         self.end_span();
         if let Err(e) = self.unmark(false) {

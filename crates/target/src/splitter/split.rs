@@ -193,6 +193,8 @@ pub(super) struct Inside {
     pub(super) lost_count: u64,
     /// Why it could not be read.
     pub(super) unreadable: Option<LunError>,
+    /// Why it could not be asked whether it has lost anything.
+    pub(super) unseen: Option<LunError>,
     pub(super) choice: OnJournalFailure,
     pub(super) total_bytes: u64,
     pub(super) since_ns: u64,
@@ -330,6 +332,7 @@ impl Split {
             disturbed: production.disturbed(),
             lost_count: production.lost(),
             unreadable: None,
+            unseen: None,
             choice: on_journal_failure,
             total_bytes: 0,
             since_ns: marks.map.header().since_ns,
@@ -383,11 +386,11 @@ impl Split {
             }
             state => state,
         };
+        let behind = state != State::Synchronised;
         let reason = inside.lost.clone().or_else(|| {
             let what = inside.refused.as_ref().or(inside.unreadable.as_ref());
-            what.map(ToString::to_string)
+            what.or(inside.unseen.as_ref().filter(|_| behind)).map(ToString::to_string)
         });
-        let behind = state != State::Synchronised;
         Status {
             state,
             reason,

@@ -5,9 +5,10 @@ use std::{
     io::IoSlice,
     path::Path,
     sync::{
-        atomic::{AtomicU64, Ordering},
+        atomic::{AtomicBool, AtomicU64, Ordering},
         Arc,
     },
+    time::{Duration, Instant},
 };
 
 use parking_lot::Mutex;
@@ -29,6 +30,7 @@ const DISK: &str = "/disk";
 struct Array {
     power: Mutex<(SimFiles, Arc<dyn File>)>,
     outages: AtomicU64,
+    away: AtomicBool,
 }
 
 impl Array {
@@ -36,7 +38,7 @@ impl Array {
         let medium = SimFiles::new();
         medium.resize(Path::new(DISK), BLOCKS * 512);
         let file = medium.files().open(Path::new(DISK), Open::Write).unwrap();
-        Array { power: Mutex::new((medium, file)), outages: AtomicU64::new(0) }
+        Array { power: Mutex::new((medium, file)), outages: AtomicU64::new(0), away: AtomicBool::new(false) }
     }
 
     fn fail(&self, seed: u64) {
@@ -74,7 +76,10 @@ impl Production for Array {
     }
 
     fn generation(&self) -> Result<u64, LunError> {
-        Ok(1 + self.outages.load(Ordering::SeqCst))
+        match self.away.load(Ordering::SeqCst) {
+            true => Err(failed(std::io::ErrorKind::TimedOut.into())),
+            false => Ok(1 + self.outages.load(Ordering::SeqCst)),
+        }
     }
 
     fn disturbed(&self) -> u64 {
@@ -82,34 +87,42 @@ impl Production for Array {
     }
 }
 
+const LIMIT: Duration = Duration::from_secs(60);
+
+fn split(dir: &Path, group: &Group, array: &Arc<Array>) -> Split {
+    let options = SplitOptions {
+        name: "g/v".into(),
+        map_path: dir.join("v.map"),
+        on_journal_failure: OnJournalFailure::Stop,
+    };
+    let production = Arc::clone(array) as Arc<dyn Production>;
+    Split::open(&DiskFiles, group.volume("v").unwrap(), production, options).unwrap()
+}
+
+fn in_step(split: &Split) {
+    let begun = Instant::now();
+    while split.status().state != State::Synchronised {
+        assert!(begun.elapsed() < LIMIT, "{:?}", split.status());
+        std::thread::sleep(Duration::from_millis(1));
+    }
+}
+
 fn survive(seed: u64) {
+    eprintln!("seed {seed}");
     let mut random = Random::new(seed);
     let dir = tempfile::tempdir().unwrap();
     let array = Arc::new(Array::new());
     let options = Options { segment_bytes: 1 << 20, background: true };
     let group = Group::create(Arc::new(DiskFiles), &dir.path().join("g"), "g", &options).unwrap();
     group.add_volume("v", NewBase::Sparse { blocks: BLOCKS }).unwrap();
-    let options = SplitOptions {
-        name: "g/v".into(),
-        map_path: dir.path().join("v.map"),
-        on_journal_failure: OnJournalFailure::Stop,
-    };
-    let production = Arc::clone(&array) as Arc<dyn Production>;
-    let split = Split::open(&DiskFiles, group.volume("v").unwrap(), production, options).unwrap();
-    let in_step = || {
-        let begun = std::time::Instant::now();
-        while split.status().state != State::Synchronised {
-            assert!(begun.elapsed().as_secs() < 60, "seed {seed}: {:?}", split.status());
-            std::thread::sleep(std::time::Duration::from_millis(1));
-        }
-    };
-    in_step();
+    let split = split(dir.path(), &group, &array);
+    in_step(&split);
     let mut points: Vec<(Lsn, Vec<u8>)> = Vec::new();
     for _ in 0..300 {
         match random.below(30) {
             0 => array.fail(random.below(40)),
             1 => array.flush().unwrap(),
-            2 => in_step(),
+            2 => in_step(&split),
             _ => {
                 let (lba, count) = (random.below(BLOCKS - 16), 1 + random.below(16));
                 let data = vec![1 + random.below(255) as u8; count as usize * 512];
@@ -124,7 +137,7 @@ fn survive(seed: u64) {
             }
         }
     }
-    in_step();
+    in_step(&split);
     let mut exact = 0;
     for (lsn, bytes) in points.iter().filter(|(lsn, _)| group.check_consistent(*lsn).is_ok()) {
         let image = group.open_image("then", *lsn, false).unwrap();
@@ -147,4 +160,28 @@ fn after_an_arrays_loss_of_power_no_point_passes_for_consistent_that_is_not_exac
     let first = std::env::var("PLAYHEAD_SEED").map_or(1, |s| s.parse().unwrap());
     let runs = if std::env::var_os("PLAYHEAD_SOAK").is_some() { 300 } else { 8 };
     (first..first + runs).for_each(survive);
+}
+
+#[test]
+fn what_nobody_can_look_into_is_said() {
+    let dir = tempfile::tempdir().unwrap();
+    let array = Arc::new(Array::new());
+    let options = Options { segment_bytes: 1 << 20, background: true };
+    let group = Group::create(Arc::new(DiskFiles), &dir.path().join("g"), "g", &options).unwrap();
+    group.add_volume("v", NewBase::Sparse { blocks: BLOCKS }).unwrap();
+    let split = split(dir.path(), &group, &array);
+    in_step(&split);
+    array.away.store(true, Ordering::SeqCst);
+    array.fail(1);
+    let begun = Instant::now();
+    while split.status().reason.is_none() {
+        assert!(begun.elapsed() < LIMIT, "{:?}", split.status());
+        std::thread::sleep(Duration::from_millis(1));
+    }
+    assert_eq!(split.status().state, State::Resynchronising);
+    array.away.store(false, Ordering::SeqCst);
+    in_step(&split);
+    assert_eq!(split.status().reason, None);
+    split.close().unwrap();
+    group.close().unwrap();
 }
