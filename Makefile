@@ -18,6 +18,7 @@ demo: ## The main job on real input: protect, destroy, mount the moment before, 
 	$(UV) run --locked --no-sync python -m demo.run
 
 test: ## All tests: Rust, then Python; one summary at the end
+	@bash packaging/setup
 	@bash packaging/test "$(CARGO_ARGS)" "$(PYTEST_ARGS)"
 
 lint: ## rustfmt, clippy, ruff and mypy, with warnings denied

@@ -89,14 +89,21 @@ impl Production for Array {
 
 const LIMIT: Duration = Duration::from_secs(60);
 
-fn split(dir: &Path, group: &Group, array: &Arc<Array>) -> Split {
+/// An array and the group that follows it, in step.
+fn followed(dir: &Path) -> (Arc<Array>, Group, Split) {
+    let array = Arc::new(Array::new());
+    let options = Options { segment_bytes: 1 << 20, background: true };
+    let group = Group::create(Arc::new(DiskFiles), &dir.join("g"), "g", &options).unwrap();
+    let volume = group.add_volume("v", NewBase::Sparse { blocks: BLOCKS }).unwrap();
     let options = SplitOptions {
         name: "g/v".into(),
         map_path: dir.join("v.map"),
         on_journal_failure: OnJournalFailure::Stop,
     };
-    let production = Arc::clone(array) as Arc<dyn Production>;
-    Split::open(&DiskFiles, group.volume("v").unwrap(), production, options).unwrap()
+    let production = Arc::clone(&array) as Arc<dyn Production>;
+    let split = Split::open(&DiskFiles, volume, production, options).unwrap();
+    in_step(&split);
+    (array, group, split)
 }
 
 fn in_step(split: &Split) {
@@ -111,12 +118,7 @@ fn survive(seed: u64) {
     eprintln!("seed {seed}");
     let mut random = Random::new(seed);
     let dir = tempfile::tempdir().unwrap();
-    let array = Arc::new(Array::new());
-    let options = Options { segment_bytes: 1 << 20, background: true };
-    let group = Group::create(Arc::new(DiskFiles), &dir.path().join("g"), "g", &options).unwrap();
-    group.add_volume("v", NewBase::Sparse { blocks: BLOCKS }).unwrap();
-    let split = split(dir.path(), &group, &array);
-    in_step(&split);
+    let (array, group, split) = followed(dir.path());
     let mut points: Vec<(Lsn, Vec<u8>)> = Vec::new();
     for _ in 0..300 {
         match random.below(30) {
@@ -165,12 +167,7 @@ fn after_an_arrays_loss_of_power_no_point_passes_for_consistent_that_is_not_exac
 #[test]
 fn what_nobody_can_look_into_is_said() {
     let dir = tempfile::tempdir().unwrap();
-    let array = Arc::new(Array::new());
-    let options = Options { segment_bytes: 1 << 20, background: true };
-    let group = Group::create(Arc::new(DiskFiles), &dir.path().join("g"), "g", &options).unwrap();
-    group.add_volume("v", NewBase::Sparse { blocks: BLOCKS }).unwrap();
-    let split = split(dir.path(), &group, &array);
-    in_step(&split);
+    let (array, group, split) = followed(dir.path());
     array.away.store(true, Ordering::SeqCst);
     array.fail(1);
     let begun = Instant::now();
