@@ -10,6 +10,7 @@ import json
 import random
 import shutil
 import statistics
+import subprocess
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -33,9 +34,11 @@ pytestmark = pytest.mark.skipif(
 
 STORE_BYTES = 2 << 30
 PRODUCTION_BYTES = 48 << 20
-PACKAGING = Path(__file__).resolve().parent.parent.parent / "packaging"
+ROOT = Path(__file__).resolve().parent.parent.parent
+PACKAGING = ROOT / "packaging"
 DEVICE = "/dev/ublkb0"
 STEP_LIMIT_S = 60.0
+HAND_OVER_LIMIT_S = 120.0
 
 # Every record is synced before the next; a call that fails ends it.
 WRITER = """
@@ -85,6 +88,12 @@ def service(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Machine,
 def volume(inside: Inside) -> dict[str, Any]:
     found: dict[str, Any] = inside.rest.get("groups", "db", "volumes", "data")
     return found
+
+
+def complaints_of(machine: Machine) -> list[str]:
+    """What the guest's kernel says and nobody expects."""
+    lines = machine.kernel_complaints()
+    return [line for line in lines if not any(expected in line for expected in EXPECTED_OF_THE_KERNEL)]
 
 
 def synchronised(inside: Inside) -> None:
@@ -171,9 +180,7 @@ def test_a_mounted_disk_outlives_its_server(service: tuple[Machine, Inside], sou
             assert contents(machine, folder) == before.digests
         check_file_system(machine, past, "ext4")
 
-    complaints = [
-        line for line in machine.kernel_complaints() if not any(expected in line for expected in EXPECTED_OF_THE_KERNEL)
-    ]
+    complaints = complaints_of(machine)
 
     # What policy rejects fails in a way the kernel knows, and tells of: it leaves a discard be, and writes zeros itself.
     inside.rest.patch("policy", body={"offloads": {"unmap": "reject", "write-same": "reject"}})
@@ -186,6 +193,30 @@ def test_a_mounted_disk_outlives_its_server(service: tuple[Machine, Inside], sou
     machine.check(f"[ ! -e {DEVICE} ]; [ ! -e /dev/ublkc0 ]")
     complaints += [line for line in inside.log().splitlines() if not is_calm(line)]
     assert not complaints, "\n".join(complaints)
+
+
+@pytest.mark.skipif(shutil.which("cargo") is None, reason="cargo is not installed")
+def test_a_device_changes_hands_while_it_is_written(service: tuple[Machine, Inside], soak: bool) -> None:
+    """Also by servers that let go of it and live on: the driver may then hand out requests that it has taken back already."""
+    machine, _ = service
+    cargo = ["cargo", "rustc", "--quiet", "--locked", "-p", "playhead-target", "--example", "ublk_hand_over"]
+    # Static: the guest has its own C library.
+    subprocess.run([*cargo, "--", "-C", "target-feature=+crt-static"], cwd=ROOT, check=True, stdin=subprocess.DEVNULL)
+    machine.push((_target() / "debug" / "examples" / "ublk_hand_over").read_bytes(), "/run/hand_over")
+    machine.check("chmod +x /run/hand_over")
+    machine.clear_kernel_log()
+    times = 50 if soak else 1
+    for way, count in (("leave", 40 * times), ("kill", 10 * times)):
+        print(machine.check(f"/run/hand_over {way} {count}", HAND_OVER_LIMIT_S * times))
+    complaints = complaints_of(machine)
+    assert not complaints, "\n".join(complaints)
+
+
+def _target() -> Path:
+    """Where cargo builds."""
+    command = ["cargo", "metadata", "--locked", "--no-deps", "--format-version", "1"]
+    found = subprocess.run(command, cwd=ROOT, check=True, capture_output=True)
+    return Path(json.loads(found.stdout)["target_directory"])
 
 
 @pytest.mark.soak

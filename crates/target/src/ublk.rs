@@ -18,6 +18,7 @@ mod uapi;
 
 use std::collections::BTreeMap;
 use std::io;
+use std::os::fd::OwnedFd;
 use std::sync::atomic::Ordering;
 use std::sync::mpsc::{sync_channel, Receiver, RecvTimeoutError};
 use std::sync::{Arc, OnceLock};
@@ -124,8 +125,14 @@ struct Served {
     desk: Arc<Desk>,
     thread: Option<JoinHandle<()>>,
     ended: Receiver<()>,
-    /// Kept until the thread has ended: see [`Buffers`].
+    /// None if the thread could not begin.
+    hold: Option<Hold>,
+}
+
+/// What is kept until a device's thread has ended: see [`Buffers`] and [`ring::Ring::hold`].
+struct Hold {
     _buffers: Arc<Buffers>,
+    _ring: OwnedFd,
 }
 
 impl Served {
@@ -147,9 +154,12 @@ impl Served {
 
 impl Drop for Served {
     fn drop(&mut self) {
-        if self.serving() {
-            // The thread may still use the buffers: they stay.
-            std::mem::forget(Arc::clone(&self._buffers));
+        match self.thread.take() {
+            // It has come to its end, but may not have left the kernel.
+            Some(thread) if thread.is_finished() => drop(thread.join()),
+            // It stays, with what it needs.
+            Some(_) => std::mem::forget(self.hold.take()),
+            None => {}
         }
     }
 }
@@ -320,14 +330,18 @@ fn start(control: &Control, name: &str, strangers: Strangers) -> Result<Served, 
         Builder::new().name("ublk".into()).stack_size(STACK_BYTES).spawn(work).map_err(failed)?
     };
     let mut served =
-        Served { number, since: SystemTime::now(), desk, thread: Some(thread), ended, _buffers: buffers };
+        Served { number, since: SystemTime::now(), desk, thread: Some(thread), ended, hold: None };
     // A thread that panics closes the channel.
-    let fetched = is_ready.recv().unwrap_or_else(|_| Err(io::Error::other("its thread has ended")));
-    if let Err(error) = fetched {
-        served.join(FAREWELL)?;
-        return Err(failed(error));
+    match is_ready.recv().unwrap_or_else(|_| Err(io::Error::other("its thread has ended"))) {
+        Ok(ring) => {
+            served.hold = Some(Hold { _buffers: buffers, _ring: ring });
+            Ok(served)
+        }
+        Err(error) => {
+            served.join(FAREWELL)?;
+            Err(failed(error))
+        }
     }
-    Ok(served)
 }
 
 /// What the kernel is told of a LUN.

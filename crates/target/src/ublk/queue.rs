@@ -59,26 +59,28 @@ impl Desk {
     }
 }
 
-/// Serves `device` until told to leave or until the driver ends it. `ready` hears when every tag is fetched, or why not.
+/// Serves `device` until told to leave or until the driver ends it. `ready` hears when every tag is fetched, or why not; with it comes the
+/// ring's hold, to be kept until this thread has ended ([`Ring::hold`]).
 pub(super) fn run(
     desk: &Desk,
     device: OwnedFd,
     buffers: Arc<Buffers>,
-    ready: &SyncSender<io::Result<()>>,
+    ready: &SyncSender<io::Result<OwnedFd>>,
 ) -> io::Result<()> {
     // So that memory which is needed to clean a page of this disk is not found by cleaning a page of this disk. Not for everybody to have.
     if let Err(error) = rustix::process::configure_io_flusher_behavior(true) {
         log::debug!("{}: its thread is no I/O flusher: {error}", desk.name);
     }
-    let ring = match Ring::new(device, desk.mailbox.wake.fd(), buffers) {
-        Ok(ring) => ring,
+    let made = Ring::new(device, desk.mailbox.wake.fd(), buffers);
+    let (ring, hold) = match made.and_then(|ring| ring.hold().map(|hold| (ring, hold))) {
+        Ok(made) => made,
         Err(error) => {
             // Nobody listens any more only if nobody wants to know.
             let _ = ready.send(Err(error));
             return Ok(());
         }
     };
-    let _ = ready.send(Ok(()));
+    let _ = ready.send(Ok(hold));
     let waiting = (0..DEPTH).map(|_| None).collect();
     Queue { desk, ring, waiting, flushing: 0, noted: None }.serve()
 }

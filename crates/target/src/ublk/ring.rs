@@ -183,6 +183,17 @@ impl Ring {
         Ok(queue)
     }
 
+    /// Another hold on the ring, which the kernel lets go of with the last one.
+    ///
+    /// To be kept until the thread that fetched has ended. A driver before Linux 6.15 that has begun to take requests back, for the ring
+    /// is closed, still hands out those that are on their way to a thread which lives, and never asks for them again: whatever asks
+    /// something of the device then waits for ever, and whoever would take it up. One that has ended is handed nothing.
+    pub(super) fn hold(&self) -> io::Result<OwnedFd> {
+        // SAFETY: it is open as long as `self` lives.
+        let ring = unsafe { BorrowedFd::borrow_raw(self.ring.as_raw_fd()) };
+        ring.try_clone_to_owned()
+    }
+
     /// Lets the next poke end a wait.
     pub(super) fn listen(&mut self, wake: BorrowedFd<'_>) -> io::Result<()> {
         const POLLIN: u32 = 1;
