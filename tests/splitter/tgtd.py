@@ -1,8 +1,9 @@
-"""tgtd as another array: one thin LUN over a plain file, which can be killed and comes back with the same LUN at the same portal."""
+"""tgtd as another array: thin LUNs over plain files, one as a rule. It can be killed, and comes back with the same LUNs at the same portal."""
 
 from __future__ import annotations
 
 import shutil
+import signal
 import socket
 import subprocess
 import time
@@ -24,10 +25,13 @@ class Tgtd:
     target = TARGET
     lun = LUN
 
-    def __init__(self, folder: Path, size_bytes: int) -> None:
-        self.file = folder / "array.img"
-        with self.file.open("wb") as file:
-            file.truncate(size_bytes)
+    def __init__(self, folder: Path, size_bytes: int, luns: int = 1) -> None:
+        """The LUNs are numbered from `LUN` on."""
+        self.files = [folder / ("array.img" if at == 0 else f"array{LUN + at}.img") for at in range(luns)]
+        self.file = self.files[0]
+        for path in self.files:
+            with path.open("wb") as file:
+                file.truncate(size_bytes)
         with socket.socket() as probe:
             probe.bind(("127.0.0.1", 0))
             self.port = int(probe.getsockname()[1])
@@ -63,10 +67,11 @@ class Tgtd:
         while not self._listens():
             assert self._process.poll() is None and time.monotonic() < deadline, self._log.read_text()
             time.sleep(0.05)
-        unit = ("--tid", "1", "--lun", str(LUN))
         self._adm("new", "target", "--tid", "1", "--targetname", TARGET)
-        self._adm("new", "logicalunit", *unit, "--bstype", "rdwr", "--backing-store", str(self.file))
-        self._adm("update", "logicalunit", *unit, "--params", "thin_provisioning=1")
+        for number, path in enumerate(self.files, LUN):
+            unit = ("--tid", "1", "--lun", str(number))
+            self._adm("new", "logicalunit", *unit, "--bstype", "rdwr", "--backing-store", str(path))
+            self._adm("update", "logicalunit", *unit, "--params", "thin_provisioning=1")
         self._adm("bind", "target", "--tid", "1", "--initiator-address", "ALL")
 
     def kill(self) -> None:
@@ -75,6 +80,11 @@ class Tgtd:
             self._process.kill()
             self._process.wait()
             self._process = None
+
+    def hang(self) -> None:
+        """It answers nothing more, and its connections stay."""
+        assert self._process is not None
+        self._process.send_signal(signal.SIGSTOP)
 
     def require_chap(self, user: str, secret: str) -> None:
         self._adm("new", "account", "--user", user, "--password", secret)

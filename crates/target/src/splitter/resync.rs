@@ -76,8 +76,13 @@ impl Shared {
         if lost || (refused && !self.try_journal()) {
             return;
         }
-        let seen = self.watch();
-        self.inside.lock().unseen = seen.err();
+        let unseen = self.watch().err();
+        let is_out_of_sight = unseen.is_some();
+        self.inside.lock().unseen = unseen;
+        if is_out_of_sight {
+            // Whatever it was asked would only be waited for, also by who closes the split.
+            return;
+        }
         self.resynchronise();
         self.end_span();
         if let Err(e) = self.unmark(false) {
@@ -344,6 +349,8 @@ impl Shared {
         if seen.is_empty() {
             return Ok(());
         }
+        // One that is out of sight is not waited for.
+        self.watch()?;
         self.production.flush()?;
         if !self.watch()? {
             // What it flushed may have been less than it had.
