@@ -10,6 +10,7 @@ import hashlib
 import sqlite3
 import threading
 import time
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar, Literal
 
@@ -28,6 +29,8 @@ PORT = 3260
 """What a portal without one has (RFC 7143 13.8)."""
 
 MAX_PORTALS = 16
+LOOKS_MAX = 32
+"""Targets of one array that are looked at at once."""
 BLOCK_BYTES = 512
 
 Names = Literal["host", "own"]
@@ -175,7 +178,9 @@ class Arrays:
         except _native.NativeError as error:
             raise _lost(row.name, error) from error
         protected = {(v.target, v.lun): path for path, v in self.volumes(name).items()}
-        return [self._target(row, iqn, portals, protected) for iqn, portals in targets]
+        # Side by side: a target that does not let Playhead in is asked for as long as one that may be about to.
+        with ThreadPoolExecutor(max_workers=LOOKS_MAX, thread_name_prefix="look") as pool:
+            return list(pool.map(lambda found: self._target(row, *found, protected), targets))
 
     def _target(
         self, row: ArrayRow, iqn: str, portals: list[str], protected: dict[tuple[str, int], str]
@@ -261,8 +266,21 @@ class Arrays:
         with self._catalogue.transaction() as db:
             db.execute("DELETE FROM arrays WHERE name = ?", (name,))
 
+    def _beside(self, name: str) -> set[str]:
+        """The arrays that are this one under another name: one of its portals leads to them too."""
+        portals = set(self.get(name).portals)
+        return {row.name for row in self.all() if portals & set(row.portals)}
+
     def protect(self, group: str, volume: str, of: FabricVolume) -> None:
         """Remembers where a volume's production is."""
+        beside = self._beside(of.array)
+        for path, other in self.volumes().items():
+            if (other.target, other.lun) == (of.target, of.lun) and other.array in beside:
+                # What comes by way of one volume the other would not see, and call itself synchronised.
+                raise conflict(
+                    f"LUN {of.lun} of {of.target} is protected already, as volume {path} of array {other.array}",
+                    f"see `playhead array show {other.array}`",
+                )
         with self._catalogue.transaction() as db:
             try:
                 db.execute(

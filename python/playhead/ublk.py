@@ -92,9 +92,14 @@ class BlockDevices:
 
     def resource(self, path: str, number: int) -> Ublk:
         """How the device of a volume stands."""
-        serving = any(device["name"] == path and device["serving"] for device in self.found())
+        serving = next((device["serving"] for device in self.found() if device["name"] == path), None)
         reason = None if serving else self._reasons.get(path, "the volume is not in service")
-        return Ublk(device=device_path(number), serving=serving, reason=reason)
+        if serving is False:
+            reason = (
+                f"it was taken away by somebody else, or has failed (see the log); make it anew: `playhead volume set {path} --no-ublk`, "
+                "then `--ublk`"
+            )
+        return Ublk(device=device_path(number), serving=bool(serving), reason=reason)
 
     def stop(self, patience_s: float) -> int:
         """Lets go of all. Returns how many had I/O under way still."""

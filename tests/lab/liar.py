@@ -68,7 +68,7 @@ class Liar:
         self.addressed = 0
         """The LUN that the command is for, while it is carried out."""
         self._listener = socket.create_server(("127.0.0.1", 0))
-        self._thread = threading.Thread(target=self._serve, daemon=True)
+        self._thread = threading.Thread(target=self._serve, args=(self._listener, 1), daemon=True)
         self._open: set[socket.socket] = set()
         self.one = threading.Lock()
         """Held while a command is carried out."""
@@ -99,18 +99,19 @@ class Liar:
             with contextlib.suppress(OSError):
                 connection.shutdown(socket.SHUT_RDWR)
 
-    def _serve(self) -> None:
+    def _serve(self, listener: socket.socket, group: int) -> None:
+        """Takes connections at a portal of the portal group `group`."""
         while True:
             try:
-                connection, _ = self._listener.accept()
+                connection, _ = listener.accept()
             except OSError:
                 return
             self._open.add(connection)
-            threading.Thread(target=self._attend, args=(connection,), daemon=True).start()
+            threading.Thread(target=self._attend, args=(connection, group), daemon=True).start()
 
-    def _attend(self, connection: socket.socket) -> None:
+    def _attend(self, connection: socket.socket, group: int) -> None:
         with connection, contextlib.suppress(HungUpError, OSError):
-            _Connection(connection, self).run()
+            _Connection(connection, self, group).run()
         self._open.discard(connection)
 
     # Blocks.
@@ -204,8 +205,8 @@ class Liar:
 class _Connection:
     """One session over one connection: logins without authentication, and commands one after another."""
 
-    def __init__(self, connection: socket.socket, liar: Liar) -> None:
-        self._connection, self._liar = connection, liar
+    def __init__(self, connection: socket.socket, liar: Liar, group: int) -> None:
+        self._connection, self._liar, self._group = connection, liar, group
         self._stat_sn = 1
 
     def run(self) -> None:
@@ -249,6 +250,7 @@ class _Connection:
         answers = [
             (key, ANSWERS.get(key, value)) for key, value in asked.items() if key[0] in "HDIMFE" and "Name" not in key
         ]
+        answers.append(("TargetPortalGroupTag", str(self._group)))
         words = self._words(head, 0)
         flags = head.flags & 0x87
         self._send(

@@ -15,7 +15,7 @@ READ, WRITE, FLUSH, TEST_UNIT_READY, UNMAP = 0x88, 0x8A, 0x35, 0x00, 0x42
 XCOPY, COPY_REPORT = 0x83, 0x84
 INQUIRY, REQUEST_SENSE, REPORT_LUNS = 0x12, 0x03, 0xA0
 LUN = 0
-POWER_ON = (6, 0x2900)
+POWER_ON, LUNS_CHANGED = (6, 0x2900), (6, 0x3F0E)
 
 COPY_HEAD_BYTES, CSCD_BYTES, SEGMENT_BYTES = 16, 32, 28
 """Of the parameter list of an EXTENDED COPY(LID1)."""
@@ -58,12 +58,18 @@ class Moody(Liar):
 
         self._folder = folder
         self._disks = [self.blocks, *(bytearray(BLOCK_COUNT * BLOCK) for _ in range(luns - 1))]
-        self._power_ons = 0
+        self._mapped = list(range(luns))
+        """Which disk each LUN is."""
+
+        self._attentions: list[tuple[int, int]] = []
         self._told: dict[tuple[int, int], int] = {}
-        """The power on that a connection, by its thread, was last told of on a LUN."""
+        """How many of them a connection, by its thread, has been told of on a LUN."""
 
         self._found: dict[int, int] = {}
-        """The one before which it was made."""
+        """How many there were before it was made."""
+
+        self._other: socket.socket | None = None
+        self._other_port = 0
 
     @property
     def target(self) -> str:
@@ -76,25 +82,50 @@ class Moody(Liar):
 
     def file_of(self, lun: int) -> Path:
         file = self._folder / f"moody-{lun}.img"
-        file.write_bytes(self._disks[lun])
+        file.write_bytes(self.disk_of(lun))
         return file
 
+    def disk_of(self, lun: int) -> bytearray:
+        """Its blocks themselves."""
+        return self._disks[self._mapped[lun]]
+
+    def swap(self, one: int, other: int) -> None:
+        """An administrator has two LUNs change their numbers."""
+        with self.one:
+            self._mapped[one], self._mapped[other] = self._mapped[other], self._mapped[one]
+
+    def attend_to(self, attention: tuple[int, int]) -> None:
+        """Everybody hears of it, once on each LUN."""
+        self._attentions.append(attention)
+
+    def open_other(self) -> str:
+        """Another portal, of a portal group of its own; the same as before if it was closed."""
+        self._other = socket.create_server(("127.0.0.1", self._other_port))
+        self._other_port = self._other.getsockname()[1]
+        threading.Thread(target=self._serve, args=(self._other, 2), daemon=True).start()
+        return f"127.0.0.1:{self._other_port}"
+
+    def close_other(self) -> None:
+        """No connection to it comes about."""
+        assert self._other
+        self._other.shutdown(socket.SHUT_RDWR)
+        self._other.close()
+
     def lose_power(self, lun: int, lba: int, data: bytes) -> None:
-        """Comes back at once, its connections alive, with what it had last written there: what came after is lost. Everybody hears of it,
-        once on each LUN."""
+        """Comes back at once, its connections alive, with what it had last written there: what came after is lost."""
         with self.one:
             self._disks[lun][lba * BLOCK : lba * BLOCK + len(data)] = data
-            self._power_ons += 1
+            self.attend_to(POWER_ON)
 
-    def _attend(self, connection: socket.socket) -> None:
+    def _attend(self, connection: socket.socket, group: int) -> None:
         me = threading.get_ident()
-        self._found[me] = self._power_ons
+        self._found[me] = len(self._attentions)
         self._told = {(who, lun): told for (who, lun), told in self._told.items() if who != me}
-        super()._attend(connection)
+        super()._attend(connection, group)
 
     def answer(self, cdb: bytes, data: bytes) -> Ended:
         lun = self.addressed
-        self.blocks = self._disks[lun]
+        self.blocks = self.disk_of(lun)
         if cdb[0] == REPORT_LUNS:
             luns = b"".join(struct.pack(">Q", number << 48) for number in range(len(self._disks)))
             return Ended(struct.pack(">I4x", len(luns)) + luns)
@@ -122,11 +153,11 @@ class Moody(Liar):
         """The attention that is due; else the command is carried out."""
         me = threading.get_ident()
         told = self._told.get((me, lun), self._found[me])
-        if told < self._power_ons and cdb[0] not in (INQUIRY, REQUEST_SENSE):
-            self._told[me, lun] = self._power_ons
-            return failing(*POWER_ON)
+        if told < len(self._attentions) and cdb[0] not in (INQUIRY, REQUEST_SENSE):
+            self._told[me, lun] = told + 1
+            return failing(*self._attentions[told])
         if cdb[0] == INQUIRY and cdb[1] & 1 and cdb[2] == 0x83:
-            name = bytes((1, 3, 0, 16)) + name_of(lun)
+            name = bytes((1, 3, 0, 16)) + name_of(self._mapped[lun])
             return Ended(bytes((0, 0x83)) + struct.pack(">H", len(name)) + name)
         if cdb[0] == COPY_REPORT and cdb[1] == 3 and self.segments_max:
             return Ended(struct.pack(">I4xHHII", 40, 16, self.segments_max, 4096, 0).ljust(44, b"\0"))

@@ -64,6 +64,11 @@ def test_a_lun_of_an_array_is_protected_where_it_is(array: Tgtd, appliance: Appl
     with pytest.raises(CliError) as refused:
         appliance.cli("array", "remove", "san")
     assert refused.value.code == "conflict"
+    # By another name it is the same LUN, of whose changes a second volume would not hear.
+    appliance.cli("array", "add", "nas", "--portal", array.portal)
+    where = ("--array", "nas", "--target", array.target, "--lun", str(array.lun))
+    assert appliance.refusal("volume", "create", "db/twice", *where).code == "conflict"
+    appliance.cli("array", "remove", "nas")
     # Production does not go back, so the replica must not either.
     with pytest.raises(CliError) as refused:
         appliance.cli("group", "rewind", "db", "--to", "latest")

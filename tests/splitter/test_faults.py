@@ -5,7 +5,8 @@ from __future__ import annotations
 
 import json
 import struct
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -13,7 +14,19 @@ from tests.appliance import Appliance, wait_until
 from tests.control.initiator import Answer, Initiator
 from tests.lab.liar import BLOCK, Ended
 from tests.splitter.fabric import check_equal_to, compare, open_head, session, synchronised
-from tests.splitter.moody import FLUSH, LUN, POWER_ON, READ, TEST_UNIT_READY, WRITE, Fault, Moody, failing, name_of
+from tests.splitter.moody import (
+    FLUSH,
+    LUN,
+    LUNS_CHANGED,
+    POWER_ON,
+    READ,
+    TEST_UNIT_READY,
+    WRITE,
+    Fault,
+    Moody,
+    failing,
+    name_of,
+)
 
 from playhead.lab import cdb
 
@@ -55,7 +68,7 @@ NOTHING = {
     "contingent": Ended(status=ACA_ACTIVE),
     "protected": failing(7, 0x2700),
     "illegal": failing(5, 0x2400),
-    "attention": failing(6, 0x3F0E),
+    "attention": failing(6, 0x2A01),
 }
 
 
@@ -303,3 +316,74 @@ def test_an_array_is_given_no_more_segments_than_it_says_it_takes(
     assert copy(host, segments).ascq == TOO_MANY_SEGMENTS
     wait_until(lambda: copy(host, segments[:2]).good and records(appliance, "COPY"), "the array has said what it takes")
     check_both(appliance, array, "after")
+
+
+def went_away(array: Moody, _: Appliance) -> None:
+    array.hang_up()
+
+
+def says_so(array: Moody, _: Appliance) -> None:
+    array.attend_to(LUNS_CHANGED)
+
+
+def meanwhile(_: Moody, appliance: Appliance) -> None:
+    appliance.restart()
+
+
+def killed_meanwhile(_: Moody, appliance: Appliance) -> None:
+    appliance.kill()
+    appliance.start()
+
+
+def persist(host: Initiator, lba: int, data: bytes) -> None:
+    """Writes until it is written: what the host is told before is its own business."""
+    while not write(host, lba, data).good:
+        time.sleep(0.02)
+
+
+@pytest.mark.parametrize("then", [went_away, says_so, meanwhile, killed_meanwhile])
+def test_a_lun_number_that_comes_to_be_another_disk_is_compared_with_that(
+    tmp_path: Path, appliance: Appliance, then: Callable[[Moody, Appliance], None]
+) -> None:
+    with Moody(tmp_path, luns=2) as array:
+        array.put(100, b"\x02" * LENGTH * BLOCK)
+        appliance.cli("array", "add", "san", "--portal", array.portal)
+        appliance.cli("group", "create", "db")
+        appliance.cli("volume", "create", "db/data", "--array", "san", "--target", array.target, "--lun", str(LUN))
+        with session(synchronised(appliance)) as host:
+            assert write(host, 0, b"\x01" * LENGTH * BLOCK).good
+            array.swap(0, 1)
+            then(array, appliance)
+            if then in (went_away, says_so):
+                persist(host, 4000, b"\x03" * LENGTH * BLOCK)
+        check_equal_to(appliance, array.file, "another")
+
+
+def test_what_was_under_way_by_another_portal_group_is_not_over_when_a_session_by_this_one_begins(
+    tmp_path: Path, appliance: Appliance
+) -> None:
+    late = b"\x07" * LENGTH * BLOCK
+    with Moody(tmp_path, luns=2) as array:
+        first = array.open_other()
+        appliance.cli("array", "add", "san", "--portal", first, "--portal", array.portal)
+        appliance.cli("group", "create", "db")
+        for lun, path in enumerate(("db/data", "db/beside")):
+            appliance.cli("volume", "create", path, "--array", "san", "--target", array.target, "--lun", str(lun))
+        synchronised(appliance, "db/beside")
+        with session(synchronised(appliance)) as host:
+            assert write(host, 0, b"\x01" * LENGTH * BLOCK).good
+            # One of two controllers is cut off with a write in its queue; the other one knows nothing of that session.
+            array.faults.append(Fault(WRITE, None, also=array.close_other))
+            assert not write(host, 500, late).good
+            # Hosts go on by the other way, also where that write may come yet.
+            for lba in (500, 1000):
+                persist(host, lba, b"\x02" * LENGTH * BLOCK)
+        synchronised(appliance, "db/beside")
+        splitter = appliance.cli("volume", "show", "db/data")["splitter"]
+        assert splitter["state"] == "resynchronising" and "portal" in splitter["reason"], splitter
+        with array.one:
+            array.disk_of(0)[500 * BLOCK : 500 * BLOCK + len(late)] = late
+        # A session of that name there, and it is over for certain.
+        array.open_other()
+        synchronised(appliance)
+        check_equal_to(appliance, array.file, "after")

@@ -1,4 +1,4 @@
-"""The service is stopped while arrays do not answer: it is over in time however many volumes wait for one, and what could not be flushed is compared."""
+"""The service is stopped while arrays do not answer: it is over in time however many volumes wait, and what could not be flushed is compared."""
 
 from __future__ import annotations
 

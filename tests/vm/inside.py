@@ -33,6 +33,8 @@ AS_USER = (
     f"setpriv --reuid {USER} --regid {USER} --groups disk --no-new-privs --bounding-set -all,+sys_admin,+sys_resource"
     " --inh-caps -all,+sys_admin,+sys_resource --ambient-caps -all,+sys_admin,+sys_resource"
 )
+ENVIRONMENT = f"PYTHONHOME={MOUNTED} PYTHONPATH={MOUNTED}/site PLAYHEAD_SPACE_LOW_BYTES=1M"
+PYTHON = f"$(echo {MOUNTED}/libraries/ld-linux*) --library-path {MOUNTED}/libraries {MOUNTED}/bin/python"
 WARM = Path(__file__).parent / "guest" / "warm.py"
 
 # What the service never loads of the standard library.
@@ -118,13 +120,11 @@ class Inside:
         self._token = folder / "token"
         self._token.touch(mode=0o600)
         self.rest = Cli(f"127.0.0.1:{port}", str(self._token))
-        loader = f"$(echo {MOUNTED}/libraries/ld-linux*) --library-path {MOUNTED}/libraries"
-        environment = f"PYTHONHOME={MOUNTED} PYTHONPATH={MOUNTED}/site PLAYHEAD_SPACE_LOW_BYTES=1M"
         machine.push(WARM.read_bytes(), "/run/warm.py")
         machine.check(
             f"mkdir -p {MOUNTED} {STORE}; mount -o ro {device} {MOUNTED}; mkfifo /run/start\n"
             f"chown {USER}: {STORE} /run/start; touch {LOG}; chown {USER}: {LOG}; touch /run/playhead.pid; chown {USER}: /run/playhead.pid\n"
-            f"{environment} setsid {AS_USER} {loader} {MOUNTED}/bin/python -B /run/warm.py <>/run/start >>{LOG} 2>&1 &"
+            f"{ENVIRONMENT} setsid {AS_USER} {PYTHON} -B /run/warm.py <>/run/start >>{LOG} 2>&1 &"
         )
 
     def start(self) -> None:
@@ -147,6 +147,11 @@ class Inside:
             return False
         finally:
             connection.close()
+
+    def python(self, script: str) -> None:
+        """Runs a script beside the service, as the guest's administrator."""
+        self._machine.push(script.encode(), "/run/script.py")
+        self._machine.check(f"{ENVIRONMENT} {PYTHON} -B /run/script.py")
 
     def end(self, signal: str) -> None:
         """Sends it a signal; returns when it is gone."""

@@ -195,6 +195,33 @@ def test_a_mounted_disk_outlives_its_server(service: tuple[Machine, Inside], sou
     assert not complaints, "\n".join(complaints)
 
 
+def test_a_device_that_somebody_else_took_away_is_made_anew(service: tuple[Machine, Inside]) -> None:
+    machine, inside = service
+    inside.rest.post("groups", body={"name": "lost"})
+    inside.rest.post("groups", "lost", "volumes", body={"name": "disk", "size_bytes": 1 << 20})
+
+    def patch(wanted: bool) -> dict[str, Any]:
+        shown: dict[str, Any] = inside.rest.patch("groups", "lost", "volumes", "disk", body={"ublk": wanted})
+        return shown
+
+    made = patch(True)
+    device, number = made["ublk"]["device"], int(made["ublk"]["device"].removeprefix("/dev/ublkb"))
+    machine.check(f"dd if=/dev/urandom of={device} bs=64k count=1 conv=fsync; head -c 64k {device} >/run/written")
+    take_away = f"from playhead._native import UblkServer; UblkServer().remove('', {number}, {made['uuid']!r})"
+    inside.python(take_away)
+    deadline = time.monotonic() + STEP_LIMIT_S
+    while (ublk := inside.rest.get("groups", "lost", "volumes", "disk")["ublk"])["serving"]:
+        assert time.monotonic() < deadline, ublk
+        time.sleep(0.2)
+    assert "taken away" in ublk["reason"]
+    assert any(device in alert for alert in inside.rest.get("status")["alerts"])
+    assert patch(False)["ublk"] is None
+    assert patch(True)["ublk"] == {"device": device, "serving": True, "reason": None}
+    machine.check(f"head -c 64k {device} | cmp - /run/written")
+    patch(False)
+    inside.rest.delete("groups", "lost", "volumes", "disk", delete_base=True)
+
+
 @pytest.mark.skipif(shutil.which("cargo") is None, reason="cargo is not installed")
 def test_a_device_changes_hands_while_it_is_written(service: tuple[Machine, Inside], soak: bool) -> None:
     """Also by servers that let go of it and live on: the driver may then hand out requests that it has taken back already."""

@@ -22,6 +22,8 @@ const SENSE_MAX_BYTES: usize = 252;
 const RECEIVES_MAX: usize = 16;
 /// Longest answer to a text request, in bytes.
 const TEXT_MAX_BYTES: usize = 1 << 20;
+/// Signs of life asked for that may wait to be sent: a target that asks for more and takes none would fill the memory.
+const PONGS_MAX: usize = 1024;
 /// Buffers kept for reuse.
 const SPARE_MAX: usize = 8;
 const SPARE_BYTES_MAX: usize = 1 << 20;
@@ -73,6 +75,8 @@ pub(crate) struct Connection {
     text: Vec<u8>,
     spare: Vec<Vec<u8>>,
     pinged: bool,
+    /// Signs of life put together since everything was sent.
+    pongs: usize,
     told: VecDeque<Told>,
     /// No new command is sent: the target asked to be left.
     draining: bool,
@@ -96,6 +100,7 @@ impl Connection {
             text: Vec::new(),
             spare: Vec::new(),
             pinged: false,
+            pongs: 0,
             told: VecDeque::new(),
             draining: false,
         }
@@ -358,6 +363,9 @@ impl Connection {
                 Progress::Ended => return Err("the connection broke".to_owned()),
             }
         }
+        if self.out.len() == 0 {
+            self.pongs = 0;
+        }
         Ok(all)
     }
 
@@ -461,6 +469,10 @@ impl Connection {
             Response::NopIn { lun, itt, ttt } => {
                 self.pinged &= itt == RESERVED_TAG;
                 if ttt != RESERVED_TAG {
+                    self.pongs += 1;
+                    if self.pongs > PONGS_MAX {
+                        return Err("the array asks for signs of life and takes none".to_owned());
+                    }
                     self.nop(RESERVED_TAG, ttt, lun);
                 }
             }
@@ -628,4 +640,37 @@ fn ended(sent: Sent, outcome: Outcome) -> Done {
 /// A command of which nothing was sent.
 pub(crate) fn not_sent(tag: u64, task: Task, why: &str) -> Done {
     Done { tag, outcome: Outcome::NotSent(why.to_owned()), data_in: Vec::new(), data_out: task.data_out }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::io::Write;
+    use std::net::TcpListener;
+
+    #[test]
+    fn a_target_that_asks_for_signs_of_life_and_takes_none_does_not_fill_the_memory() {
+        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        let ours = TcpStream::connect(listener.local_addr().unwrap()).unwrap();
+        ours.set_nonblocking(true).unwrap();
+        let (mut theirs, _) = listener.accept().unwrap();
+        let mut connection = Connection::new(ours);
+        let ask = Response::NopIn { lun: [0; 8], itt: RESERVED_TAG, ttt: 7 };
+        let counters = Counters { stat_sn: 1, exp_cmd_sn: 1, max_cmd_sn: 1 };
+        let asks = ask.emit(counters).repeat(PONGS_MAX);
+        let mut take = |connection: &mut Connection| {
+            theirs.write_all(&asks).unwrap();
+            let before = connection.out.len();
+            while connection.out.len() < before + asks.len() {
+                connection.receive()?;
+            }
+            Ok::<_, Fault>(())
+        };
+        // One that takes them may ask as often as it likes.
+        take(&mut connection).unwrap();
+        connection.out = Sending::default();
+        connection.send().unwrap();
+        take(&mut connection).unwrap();
+        assert!(take(&mut connection).unwrap_err().contains("signs of life"));
+    }
 }

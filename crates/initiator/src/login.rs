@@ -78,6 +78,8 @@ pub(crate) struct Login {
     pub(crate) parameters: Parameters,
     header_digest: bool,
     data_digest: bool,
+    /// The tag of the portal group, told with the first response (RFC 7143 13.9).
+    pub(crate) portal_group: Option<u16>,
 }
 
 impl Login {
@@ -92,6 +94,7 @@ impl Login {
             parameters: Parameters::default(),
             header_digest: false,
             data_digest: false,
+            portal_group: None,
         }
     }
 
@@ -188,6 +191,9 @@ impl Login {
             }
         }
         let find = |key: &str| pairs.iter().find(|(k, _)| *k == key).map(|(_, value)| *value);
+        if let Some(tag) = find("TargetPortalGroupTag").and_then(text::number) {
+            self.portal_group = u16::try_from(tag).ok();
+        }
         if self.stage == SECURITY {
             self.security(remote, reply, find)
         } else {

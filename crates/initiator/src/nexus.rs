@@ -106,6 +106,7 @@ pub struct Nexus {
     moved_to: Option<SocketAddr>,
     moves: usize,
     portal: Option<SocketAddr>,
+    portal_group: Option<u16>,
     failures: u32,
     sessions: u64,
     last_error: Option<String>,
@@ -135,6 +136,7 @@ impl Nexus {
             moved_to: None,
             moves: 0,
             portal: None,
+            portal_group: None,
             failures: 0,
             sessions: 0,
             last_error: None,
@@ -174,6 +176,12 @@ impl Nexus {
     /// Sessions there have been.
     pub fn sessions(&self) -> u64 {
         self.sessions
+    }
+
+    /// The tag of the portal group that the last session is, or was, in, if the target has told it. Sessions in different ones are with
+    /// different ports of the target, whatever name and ISID they have (RFC 7143 4.4.1): none of them ends another.
+    pub fn portal_group(&self) -> Option<u16> {
+        self.portal_group
     }
 
     /// Whom it logs in to, and as whom.
@@ -546,6 +554,7 @@ impl Nexus {
             }
         };
         connection.enter_full_feature(login.parameters, login.digests());
+        self.portal_group = login.portal_group;
         for (tag, task) in self.backlog.drain(..) {
             connection.submit(tag, task);
         }

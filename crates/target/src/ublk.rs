@@ -203,9 +203,11 @@ impl Server {
     /// Serves `lun` as `/dev/ublkbN`, under `name`: makes the device, or takes up the one that was left by an earlier server of it.
     pub fn serve(&self, name: &str, number: u32, lun: LunRef) -> Result<(), UblkError> {
         let _changing = self.changing.lock();
-        if self.served.lock().contains_key(name) {
+        if self.served.lock().get(name).is_some_and(Served::serving) {
             return Err(UblkError::Served { name: name.into() });
         }
+        // Somebody else has taken the device away, and its thread has ended by itself.
+        self.dismiss(name, FAREWELL)?;
         let control = Control::open(number)?;
         let strangers = Strangers::new(lun, self.devices.get(), &self.policy.lock());
         let params = params(&strangers);
@@ -242,9 +244,16 @@ impl Server {
     /// Nothing if it is not served.
     pub fn let_go(&self, name: &str, patience: Duration) -> Result<(), UblkError> {
         let _changing = self.changing.lock();
-        let Some(mut served) = self.served.lock().remove(name) else { return Ok(()) };
-        served.desk.leave();
-        served.join(patience)
+        self.dismiss(name, patience)
+    }
+
+    /// Ends the thread that serves `name`, if there is one.
+    fn dismiss(&self, name: &str, patience: Duration) -> Result<(), UblkError> {
+        let served = self.served.lock().remove(name);
+        served.map_or(Ok(()), |mut served| {
+            served.desk.leave();
+            served.join(patience)
+        })
     }
 
     /// Takes a device away for good, served or not: what is cached of it is written first.
@@ -254,12 +263,12 @@ impl Server {
         let _changing = self.changing.lock();
         let control = match Control::open(number) {
             // Then there is no device either.
-            Err(UblkError::Missing) => return Ok(()),
+            Err(UblkError::Missing) => return self.dismiss(name, FAREWELL),
             other => other?,
         };
         if control.info()?.is_none_or(|info| info.mark != mark(uuid)) {
-            // None of ours: there is nothing to take away.
-            return Ok(());
+            // None of ours: there is nothing to take away but what may have served it.
+            return self.dismiss(name, FAREWELL);
         }
         let claimed = control.claim()?;
         let serving = self.served.lock().get(name).is_some_and(Served::serving);
@@ -269,11 +278,7 @@ impl Server {
         }
         control.stop()?;
         drop(claimed);
-        let served = self.served.lock().remove(name);
-        if let Some(mut served) = served {
-            served.desk.leave();
-            served.join(FAREWELL)?;
-        }
+        self.dismiss(name, FAREWELL)?;
         control.delete()?;
         log::info!("{name} is {} no longer", control.path());
         Ok(())

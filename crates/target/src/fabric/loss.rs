@@ -7,6 +7,9 @@
 //! A power on or reset in the midst of a session (unit attention 29h) may have cost the array what it had only in memory: whatever was not
 //! flushed since. The same attention is the first thing that a new session hears, where as a rule it tells of the past only; but it may have
 //! come since the login. So it is a sign, and Playhead's own sessions, which have heard their first, are asked.
+//!
+//! A number may come to be another LUN. Nobody is told for certain; so its names are asked for in every new session of Playhead's own, and when the
+//! array has something to tell of its LUNs. One with none of the names of before is another, and nothing that is known of the former holds.
 
 use playhead_initiator::blocking::{is_deferred, sense_code};
 
@@ -22,10 +25,15 @@ pub enum Loss {
 /// What an answer says besides what it is the answer to.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Heard {
-    /// It was reset, nobody knows whether in the midst of the session.
+    /// It was reset, nobody knows whether in the midst of the session; or it may be another LUN.
     Sign,
     /// This may be lost.
     Lost(Loss),
+}
+
+/// Whether it is a unit attention that the LUN behind the number may be another now (INQUIRY DATA HAS CHANGED, REPORTED LUNS DATA HAS CHANGED).
+pub(super) fn may_be_another(sense: &[u8]) -> bool {
+    matches!(sense_code(sense), Some((0x06, 0x3f, 0x03 | 0x0e)))
 }
 
 /// Hears the answers of one LUN.
@@ -47,6 +55,9 @@ impl Ear {
         let past_attentions = !matches!(code, 0x12 | 0x03 | 0xa0) && matches!(status, 0x00 | 0x02);
         if !reset && past_attentions {
             self.settled_in = Some(session);
+        }
+        if may_be_another(sense) {
+            return Some(Heard::Sign);
         }
         let in_its_midst = self.settled_in == Some(session);
         reset.then_some(if in_its_midst { Heard::Lost(Loss::Unflushed) } else { Heard::Sign })
@@ -72,6 +83,7 @@ mod tests {
         assert_eq!(check(1, &fixed(0x70, 6, 0x29, 4)), Some(LOST));
         assert_eq!(check(1, &[0x72, 6, 0x29, 1, 0, 0, 0, 0]), Some(LOST));
         assert_eq!(check(2, &fixed(0x70, 6, 0x29, 0)), Some(Heard::Sign));
+        assert_eq!(check(2, &fixed(0x70, 6, 0x3f, 0x0e)), Some(Heard::Sign));
         // The nexus' own loss is none of the LUN's.
         assert_eq!(check(2, &fixed(0x70, 6, 0x29, 7)), None);
         assert_eq!(check(2, &fixed(0x70, 6, 0x29, 0)), Some(LOST));

@@ -4,18 +4,19 @@ use super::array::{Array, Signs};
 use super::copy_reports;
 use super::edit::NewIdentity;
 use super::limbo::Owner;
-use super::loss::{Ear, Heard, Loss};
+use super::loss::{may_be_another, Ear, Heard, Loss};
 use crate::lun::{
     Change, Compared, CopyPiece, Extent, FlushDone, Lsn, Lun, LunError, LunIdentity, BLOCK_BYTES,
 };
-use crate::splitter::{Wanted, WhenRead};
+use crate::splitter::{Stamp, Wanted, WhenRead};
 use parking_lot::Mutex;
 use playhead_initiator::blocking::Answer;
 use playhead_initiator::{discovery, Blocking, Error, Task};
 use playhead_wire::iscsi::lun_bytes;
 use playhead_wire::scsi::extended_copy::{CopyLimits, Designator};
+use sha2::{Digest, Sha256};
 use std::any::Any;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -79,6 +80,9 @@ pub trait Recorder: Send + Sync {
     /// Nobody knows, and the array may execute it yet: until `unknown` says that it is over, the replica is not in step.
     fn doubt(&self, taken: &Taken);
 
+    /// It is in doubt and may stay so for long: others may have the blocks meanwhile, which are read only when `unknown` is told of what is returned.
+    fn let_pass(&self, taken: Taken) -> Taken;
+
     /// Nobody knows: production is to be read.
     fn unknown(&self, taken: Taken);
 
@@ -107,6 +111,8 @@ pub struct Production {
     name: String,
     block_count: u64,
     known: Mutex<Known>,
+    /// How often the number came to be another LUN.
+    replaced: AtomicU64,
 }
 
 /// What the array says of it.
@@ -115,10 +121,40 @@ struct Known {
     /// As of which of our sessions.
     session: u64,
     names: Arc<[Designator]>,
+    /// The last names that were told, and before that what was left of them by an earlier service.
+    named: Arc<[Designator]>,
+    left: Option<Stamp>,
     /// A block reads the same every time: there are no unmapped ones (LBPME), or they read as zeros (LBPRZ).
     is_steady: bool,
     /// What it takes in one list of an EXTENDED COPY, if it says so.
     copy_limits: Option<CopyLimits>,
+}
+
+impl Known {
+    /// Whether it is certainly another LUN that has these `names`.
+    fn is_another(&self, names: &[Designator]) -> bool {
+        match (names, &*self.named, self.left) {
+            ([], ..) | (_, [], None) => false,
+            (now, [], Some(left)) => stamp_of(now) != Some(left),
+            // One that it has come by, or has lost, does not make it another.
+            (now, before, _) => !now.iter().any(|name| before.contains(name)),
+        }
+    }
+}
+
+/// For the change map (docs/formats.md); none of no names.
+fn stamp_of(names: &[Designator]) -> Option<Stamp> {
+    /// Beside those of files and devices of this host.
+    const ARRAY: u64 = 3;
+    if names.is_empty() {
+        return None;
+    }
+    let mut all: Vec<Vec<u8>> = names.iter().map(Designator::to_bytes).collect();
+    all.sort_unstable();
+    let mut stamp = [0; 64];
+    stamp[..8].copy_from_slice(&ARRAY.to_le_bytes());
+    stamp[8..40].copy_from_slice(&Sha256::digest(all.concat()));
+    Some(stamp)
 }
 
 /// Playhead's session, and how often the LUN was reset in its midst.
@@ -129,6 +165,8 @@ struct OwnSession {
     /// The session that the others were told of, and the disturbance up to which the LUN was asked whether it was reset.
     told: (u64, u64),
     signs: Arc<Signs>,
+    /// The array has told that the LUN may be another.
+    may_be_another: bool,
 }
 
 impl OwnSession {
@@ -138,6 +176,10 @@ impl OwnSession {
         if let Some(Heard::Lost(loss)) = self.ear.hear(self.session(), code, answer.status, &answer.sense) {
             self.resets += 1;
             self.signs.note(loss);
+        }
+        if may_be_another(&answer.sense) {
+            self.may_be_another = true;
+            self.signs.note_sign();
         }
         Ok(answer)
     }
@@ -186,8 +228,10 @@ impl Production {
             resets: 0,
             told: (0, 0),
             signs: Arc::clone(&signs),
+            may_be_another: false,
         });
-        Production { signs, session, number, name: name.to_owned(), block_count, known: Mutex::default() }
+        let (known, replaced) = (Mutex::default(), AtomicU64::new(0));
+        Production { signs, session, number, name: name.to_owned(), block_count, known, replaced }
     }
 
     /// Size in blocks.
@@ -224,7 +268,18 @@ impl Production {
 
     /// Rises whenever nothing that the array has answered is certain any more.
     pub fn lost(&self) -> u64 {
-        self.signs.lost.load(Ordering::Acquire)
+        self.signs.lost.load(Ordering::Acquire) + self.replaced.load(Ordering::Acquire)
+    }
+
+    /// What tells after the service was off whether the number is the same LUN: its names. None as long as they are not known.
+    pub(super) fn stamp(&self) -> Option<Stamp> {
+        let known = self.known.lock();
+        stamp_of(&known.named).or(known.left)
+    }
+
+    /// It was left as `left` says. The array need not be there yet: that is looked at when it tells its names.
+    pub(super) fn was_left(&self, left: &Stamp) {
+        self.known.lock().left = Some(*left);
     }
 
     /// The array's names for it (VPD page 83h), the best first; none as long as it has not been in sight.
@@ -246,7 +301,7 @@ impl Production {
     /// Asks for what is to be known of it, once a session: whoever changes that ends it, or the LUN is another.
     fn ask(&self, own: &mut OwnSession) {
         let session = own.array.nexus().sessions();
-        if self.known.lock().session == session {
+        if self.known.lock().session == session && !own.may_be_another {
             return;
         }
         let array = &mut own.array;
@@ -265,7 +320,19 @@ impl Production {
                 names.sort_by_key(|name| (name.as_naa().is_none(), name.kind() != 3, name.kind() != 2));
                 let is_steady = is_steady(&capacity.unwrap_or_default());
                 let copy_limits = parameters.and_then(|told| copy_reports::limits(&told));
-                *self.known.lock() = Known { session, names: names.into(), is_steady, copy_limits };
+                own.may_be_another = false;
+                let names: Arc<[Designator]> = names.into();
+                let mut known = self.known.lock();
+                let named = if names.is_empty() { Arc::clone(&known.named) } else { Arc::clone(&names) };
+                if known.is_another(&names) {
+                    log::error!(
+                        "{} is another LUN of the array than it was; all of it is compared",
+                        self.name
+                    );
+                    self.replaced.fetch_add(1, Ordering::AcqRel);
+                }
+                let left = known.left.filter(|_| names.is_empty());
+                *known = Known { session, names, named, left, is_steady, copy_limits };
             }
             Err(error) => log::debug!("{}: its names are not known: {error}", self.name),
         }
@@ -490,6 +557,20 @@ impl Lun for FabricLun {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_lun_is_another_if_it_has_none_of_the_names_of_before() {
+        let name = |byte: u8| Designator::new(1, 3, &[byte; 8]).unwrap();
+        let known = |named: &[Designator], left| Known { named: named.into(), left, ..Known::default() };
+        let one = known(&[name(1), name(2)], None);
+        assert!(one.is_another(&[name(3)]));
+        assert!(!one.is_another(&[name(2), name(3)]) && !one.is_another(&[]));
+        let left = known(&[], stamp_of(&[name(1), name(2)]));
+        assert!(
+            !left.is_another(&[name(2), name(1)]) && left.is_another(&[name(3)]) && !left.is_another(&[])
+        );
+        assert!(!Known::default().is_another(&[name(1)]));
+    }
 
     #[test]
     fn only_where_unmapped_blocks_may_read_as_anything_a_copy_is_not_certain() {

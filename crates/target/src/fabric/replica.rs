@@ -3,7 +3,7 @@
 use super::loss::Loss;
 use super::lun::{Begun, Production, Recorder, Taken};
 use crate::lun::{Change, CopyPiece, FlushDone, LunError};
-use crate::splitter::{self, OnJournalFailure, Split, SplitOptions, Status, Wanted, WhenRead};
+use crate::splitter::{self, OnJournalFailure, Split, SplitOptions, Stamp, Status, Wanted, WhenRead};
 use parking_lot::RwLock;
 use playhead_journal::files::Files;
 use playhead_journal::Volume;
@@ -42,6 +42,20 @@ impl splitter::Production for Production {
 
     fn lost(&self) -> u64 {
         Production::lost(self)
+    }
+
+    fn stamp(&self) -> Option<Stamp> {
+        Production::stamp(self)
+    }
+
+    fn stamp_lasts(&self) -> bool {
+        true
+    }
+
+    fn is_as_left(&self, left: &Stamp) -> bool {
+        // That it is not is said later: see `lost`.
+        self.was_left(left);
+        true
     }
 }
 
@@ -160,8 +174,17 @@ impl Recorder for Replica {
         }
     }
 
+    fn let_pass(&self, taken: Taken) -> Taken {
+        match (self.split.read_recursive().as_ref(), Replica::own(taken)) {
+            (Some(split), Some(taken)) => Box::new(split.let_pass(taken)),
+            // Let go of, it is marked.
+            _ => Box::new(()),
+        }
+    }
+
     fn unknown(&self, taken: Taken) {
-        drop(Replica::own(taken));
+        // Also of one that was let pass.
+        drop(taken);
     }
 
     fn lost(&self, what: Loss) {

@@ -2,7 +2,7 @@
 
 use super::connection::Other;
 use crate::fabric::array::BUSY_FOR;
-use crate::fabric::limbo::{Conclude, Key, Owner};
+use crate::fabric::limbo::{Key, Owner, Unended, Way};
 use crate::fabric::loss::{Ear, Heard, Loss};
 use crate::fabric::{Array, LinkStatus};
 use crate::scsi::InitiatorPort;
@@ -19,6 +19,8 @@ pub(super) struct ArrayLink {
     /// Forwarded commands, by the nexus' tag.
     pub(super) numbers: HashMap<u64, u64>,
     key: Key,
+    /// Of the last session.
+    way: Option<Way>,
     place: Arc<Mutex<LinkStatus>>,
     /// The array cannot be reached, since then.
     down_since: Option<Instant>,
@@ -39,6 +41,7 @@ impl ArrayLink {
             nexus,
             numbers: HashMap::new(),
             key,
+            way: None,
             place,
             down_since: None,
             ready: (false, false),
@@ -62,8 +65,10 @@ impl ArrayLink {
                 if self.down_since.take().is_some() {
                     log::info!("array {} is reached again at {portal}, for {}", self.name(), self.key.0);
                 }
-                // The array has ended whatever an older session of this name had under way.
-                self.array.limbo.settle(&self.key);
+                // The array has ended whatever an older session of this name had under way by this way.
+                let way = Way { portal: *portal, group: self.nexus.portal_group() };
+                self.way = Some(way);
+                self.array.limbo.settle(&self.key, way);
             }
             Event::Down(why) => {
                 if self.down_since.is_none() {
@@ -101,8 +106,8 @@ impl ArrayLink {
     }
 
     /// A change that was under way when the connection was lost.
-    pub(super) fn put_in_limbo(&self, owner: &Owner, change: Conclude) {
-        self.array.limbo.keep(&self.key, owner, change);
+    pub(super) fn put_in_limbo(&self, owner: &Owner, change: Box<dyn Unended>) {
+        self.array.limbo.keep(&self.key, owner, self.way, change);
     }
 }
 

@@ -7,6 +7,7 @@
 use super::links::ArrayLink;
 use super::outbox::Event as Message;
 use super::registry::Handle;
+use crate::fabric::limbo::Unended;
 use crate::fabric::record::Range;
 use crate::fabric::{copy, FabricLun, Recorder, Taken};
 use crate::lun::LunError;
@@ -137,6 +138,24 @@ impl Drop for Reading {
     }
 }
 
+/// A change that was under way when its session was lost.
+struct Lost {
+    recorder: Arc<dyn Recorder>,
+    taken: Option<Taken>,
+}
+
+impl Unended for Lost {
+    fn let_pass(&mut self) {
+        self.taken = self.taken.take().map(|taken| self.recorder.let_pass(taken));
+    }
+
+    fn conclude(mut self: Box<Self>) {
+        if let Some(taken) = self.taken.take() {
+            self.recorder.unknown(taken);
+        }
+    }
+}
+
 impl Parts {
     /// `ranges` of one LUN, which are changed. `payload_bytes` is what the command itself holds of that; `None`: it is to be read back.
     pub(super) fn change(unit: &Arc<LogicalUnit>, ranges: &[Range], payload_bytes: Option<u64>) -> Parts {
@@ -262,7 +281,7 @@ impl Parts {
             if let Some(taken) = part.taken.take() {
                 let recorder = Arc::clone(lun.recorder());
                 recorder.doubt(&taken);
-                link.put_in_limbo(lun.in_limbo(), Box::new(move || recorder.unknown(taken)));
+                link.put_in_limbo(lun.in_limbo(), Box::new(Lost { recorder, taken: Some(taken) }));
             }
         }
     }

@@ -8,6 +8,7 @@
 
 use std::{
     collections::VecDeque,
+    ops::Range,
     sync::Arc,
     time::{Duration, Instant},
 };
@@ -18,7 +19,7 @@ use playhead_journal::{Error, Lsn, Volume, BLOCK_BYTES};
 use super::{
     read_back::BLOCKS_MAX,
     refusal,
-    split::{Begun, Captured, Inside, OnJournalFailure, Shared, Taken, Waiter},
+    split::{Begun, Captured, InDoubt, Inside, OnJournalFailure, Shared, Taken, Waiter},
     takes::Wanted,
 };
 use crate::lun::LunError;
@@ -319,6 +320,29 @@ impl Shared {
         let told = self.grant(&mut inside, held);
         drop(inside);
         self.tell(told);
+    }
+
+    /// Gives the blocks of a change in doubt back; what they touch differs, and is not compared, until what is returned is dropped.
+    pub(super) fn let_pass(self: &Arc<Self>, mut taken: Taken) -> InDoubt {
+        taken.over = true;
+        let ranges = {
+            let mut inside = self.inside.lock();
+            let ranges =
+                inside.takes.wanted(taken.number).map_or_else(Vec::new, |wanted| wanted.changes.clone());
+            inside.marks.doubt(&ranges);
+            ranges
+        };
+        self.over(taken.number, true);
+        InDoubt { shared: Arc::clone(self), ranges }
+    }
+
+    /// A change that was let pass is over: what it touched is compared.
+    pub(super) fn end_doubt(&self, ranges: &[Range<u64>]) {
+        let mut inside = self.inside.lock();
+        inside.marks.end_doubt(ranges);
+        inside.note_lag();
+        inside.woken = true;
+        self.tending.notify_all();
     }
 
     /// The journal has refused. What that means to a host; and, unless the request was at fault, it is not tried again until the tender has

@@ -46,6 +46,8 @@ pub(super) struct Marks {
     unsynced: HashSet<u32>,
     /// A sync that covers them is under way.
     syncing: HashSet<u32>,
+    /// Those that production may change yet, and by how many changes nobody waits for: they differ until that is over.
+    doubted: HashMap<u32, u32>,
 }
 
 impl Marks {
@@ -57,6 +59,7 @@ impl Marks {
             busy: HashMap::new(),
             unsynced: HashSet::new(),
             syncing: HashSet::new(),
+            doubted: HashMap::new(),
         }
     }
 
@@ -120,6 +123,49 @@ impl Marks {
     pub(super) fn differ(&mut self, ranges: &[Range<u64>]) {
         for region in self.regions(ranges) {
             self.differs.insert(region);
+        }
+    }
+
+    /// As [`Marks::differ`], and they are not compared before [`Marks::end_doubt`].
+    pub(super) fn doubt(&mut self, ranges: &[Range<u64>]) {
+        for region in self.regions(ranges) {
+            self.differs.insert(region);
+            *self.doubted.entry(region).or_default() += 1;
+        }
+    }
+
+    /// A change that was in doubt is over.
+    pub(super) fn end_doubt(&mut self, ranges: &[Range<u64>]) {
+        for region in self.regions(ranges) {
+            self.differs.insert(region);
+            let left = self.doubted.get(&region).map_or(0, |count| count.saturating_sub(1));
+            if left == 0 {
+                self.doubted.remove(&region);
+            } else {
+                self.doubted.insert(region, left);
+            }
+        }
+    }
+
+    /// Somebody who knows says that nothing is in doubt any more.
+    pub(super) fn end_all_doubts(&mut self) {
+        self.doubted.clear();
+    }
+
+    /// Whether production may change anything yet that nobody waits for.
+    pub(super) fn any_in_doubt(&self) -> bool {
+        !self.doubted.is_empty()
+    }
+
+    /// The first region from `from` on that is to be compared.
+    pub(super) fn next_to_compare(&self, from: u32) -> Option<u32> {
+        let mut at = from;
+        loop {
+            let region = self.differs.next(at)?;
+            if !self.doubted.contains_key(&region) {
+                return Some(region);
+            }
+            at = region + 1;
         }
     }
 

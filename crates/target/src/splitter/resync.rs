@@ -92,11 +92,12 @@ impl Shared {
 
     /// Whether production is the one that was flushed last; if not it may have lost what was not, all of which is marked: that is compared.
     pub(super) fn watch(&self) -> Result<bool, LunError> {
-        let (disturbed, lost) = (self.production.disturbed(), self.production.lost());
-        if std::mem::replace(&mut self.inside.lock().lost_count, lost) != lost {
-            self.distrust();
-        }
+        let disturbed = self.production.disturbed();
+        self.hear_of_loss();
         let now = self.production.generation()?;
+        // It may have been found out just now, and is to be known before anything counts as looked into.
+        self.hear_of_loss();
+        self.remember_what_it_is();
         let mut inside = self.inside.lock();
         // Somebody else may have seen more meanwhile.
         inside.disturbed = inside.disturbed.max(disturbed);
@@ -115,6 +116,32 @@ impl Shared {
             log::info!("{}: production was out of sight; {regions} regions are compared with it", self.name);
         }
         Ok(false)
+    }
+
+    /// Looks whether anything that production has answered is certain still.
+    fn hear_of_loss(&self) {
+        let lost = self.production.lost();
+        if std::mem::replace(&mut self.inside.lock().lost_count, lost) != lost {
+            self.distrust();
+        }
+    }
+
+    /// Keeps a stamp that lasts. That all differs since it is another is durable before.
+    fn remember_what_it_is(&self) {
+        if !self.production.stamp_lasts() {
+            return;
+        }
+        let Some(stamp) = self.production.stamp() else {
+            return;
+        };
+        if self.inside.lock().marks.map.header().stamp == stamp {
+            return;
+        }
+        let kept =
+            self.sync_map().and_then(|()| self.inside.lock().marks.map.set_header(|h| h.stamp = stamp));
+        if let Err(e) = kept {
+            log::warn!("{}: its change map cannot be written: {e}", self.name);
+        }
     }
 
     /// All of production differs from now on.
@@ -219,9 +246,9 @@ impl Shared {
                 if inside.closed || inside.lost.is_some() || inside.refused.is_some() {
                     return;
                 }
-                let mut next = inside.marks.differs().next(at);
+                let mut next = inside.marks.next_to_compare(at);
                 if !busy {
-                    next = next.or_else(|| inside.marks.differs().next(0));
+                    next = next.or_else(|| inside.marks.next_to_compare(0));
                 }
                 let Some(region) = next else { return };
                 let disturbed = inside.disturbed;

@@ -75,6 +75,11 @@ pub trait Production: Send + Sync {
         None
     }
 
+    /// Whether the stamp is of what production is, not of what it holds: it is true while hosts work, and after a crash.
+    fn stamp_lasts(&self) -> bool {
+        false
+    }
+
     /// Whether production is certainly as it was when it had the stamp `left`.
     fn is_as_left(&self, left: &Stamp) -> bool {
         self.stamp().is_some_and(|now| now == *left)
@@ -120,6 +125,10 @@ impl State {
         }
     }
 }
+
+/// Why a region waits to be compared.
+const MAY_COME_YET: &str = "what was under way by a portal that is not reached any more may be executed yet; that is certain when the portal \
+     is back, and if it is gone for good, `playhead volume resync`";
 
 /// How it stands, in numbers.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -277,6 +286,13 @@ pub struct Split {
     threads: Mutex<Vec<JoinHandle<()>>>,
 }
 
+/// A change that production may execute yet though its blocks are given back: what it touches is not compared before this is dropped.
+#[must_use]
+pub struct InDoubt {
+    pub(super) shared: Arc<Shared>,
+    pub(super) ranges: Vec<Range<u64>>,
+}
+
 /// Blocks that somebody has for himself while he changes production. Dropped without having said what became of it, it is unknown.
 #[must_use]
 pub struct Taken {
@@ -314,8 +330,10 @@ impl Split {
             log::warn!("{name}: production was, or may have been, changed while it was not protected; all of it is compared");
             marks.all_differ().map_err(map_error)?;
         }
-        // From here on the stamp is not true any more.
-        marks.map.set_header(|h| h.stamp = [0; 64]).map_err(map_error)?;
+        if !production.stamp_lasts() {
+            // From here on it is not true any more.
+            marks.map.set_header(|h| h.stamp = [0; 64]).map_err(map_error)?;
+        }
         marks.map.begin_sync().and_then(|file| file.sync()).map_err(map_error)?;
         let mut inside = Inside {
             takes: Takes::default(),
@@ -391,6 +409,7 @@ impl Split {
             let what = inside.refused.as_ref().or(inside.unreadable.as_ref());
             what.or(inside.unseen.as_ref().filter(|_| behind)).map(ToString::to_string)
         });
+        let reason = reason.or_else(|| inside.marks.any_in_doubt().then(|| MAY_COME_YET.to_owned()));
         Status {
             state,
             reason,
@@ -443,6 +462,7 @@ impl Split {
         let failed = |e: std::io::Error| LunError::Io { name: shared.name.clone(), detail: e.to_string() };
         {
             let mut inside = shared.inside.lock();
+            inside.marks.end_all_doubts();
             inside.marks.all_differ().map_err(failed)?;
             inside.note_lag();
         }
@@ -534,6 +554,11 @@ impl Split {
         self.shared.finish(taken, true);
     }
 
+    /// A change in doubt that may stay so for long: others may have its blocks from now on.
+    pub fn let_pass(&self, taken: Taken) -> InDoubt {
+        self.shared.let_pass(taken)
+    }
+
     /// Makes what was captured survive a loss of power, as far as the journal goes; production's own flush comes first. While changes are
     /// tracked there is nothing to do: their marks are on the medium.
     pub fn flush_then(&self, done: FlushDone) {
@@ -599,6 +624,12 @@ impl Split {
 impl Drop for Split {
     fn drop(&mut self) {
         self.stop();
+    }
+}
+
+impl Drop for InDoubt {
+    fn drop(&mut self) {
+        self.shared.end_doubt(&self.ranges);
     }
 }
 

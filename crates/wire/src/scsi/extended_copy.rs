@@ -82,6 +82,13 @@ impl Designator {
         self.bytes.first_chunk().copied().filter(|_| is_naa)
     }
 
+    /// Code set, designator type, length and name, a byte each of the first three.
+    pub fn to_bytes(&self) -> Vec<u8> {
+        let mut bytes = vec![self.code_set, self.kind, self.len];
+        bytes.extend(self.bytes.iter().take(usize::from(self.len)));
+        bytes
+    }
+
     /// Designator type.
     pub fn kind(&self) -> u8 {
         self.kind
