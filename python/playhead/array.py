@@ -180,7 +180,8 @@ class Arrays:
         protected = {(v.target, v.lun): path for path, v in self.volumes(name).items()}
         # Side by side: a target that does not let Playhead in is asked for as long as one that may be about to.
         with ThreadPoolExecutor(max_workers=LOOKS_MAX, thread_name_prefix="look") as pool:
-            return list(pool.map(lambda found: self._target(row, *found, protected), targets))
+            looks = [pool.submit(self._target, row, iqn, portals, protected) for iqn, portals in targets]
+            return [look.result() for look in looks]
 
     def _target(
         self, row: ArrayRow, iqn: str, portals: list[str], protected: dict[tuple[str, int], str]
