@@ -55,7 +55,7 @@ GRANT = "cp packaging/udev/60-playhead-ublk.rules /etc/udev/rules.d/"
 
 # The program as a package has it, and where its data is; what is not of Playhead is masked, for it takes time.
 PREPARE = f"""
-systemctl mask -q multipathd.service open-iscsi.service iscsid.socket iscsid.service e2scrub_reap.service getty-static.service
+systemctl mask -q multipathd.socket multipathd.service open-iscsi.service iscsid.socket iscsid.service e2scrub_reap.service getty-static.service
 mkdir -p /etc/playhead /opt/playhead {STORE} /srv /mnt/log
 cat >/usr/bin/playhead <<'END'
 #!/bin/sh
