@@ -78,7 +78,7 @@ systemctl daemon-reload
 systemctl start opt-playhead.mount var-lib-playhead.mount
 """
 
-SLOW_DISK = 'ACTION=="add", SUBSYSTEM=="block", KERNEL=="nvme*", ATTRS{serial}=="disk3*", PROGRAM="/bin/sleep 60"\n'
+SLOW_DISK = 'ACTION=="add", SUBSYSTEM=="block", KERNEL=="nvme*", ATTRS{serial}=="disk3*", PROGRAM="/bin/sleep 45"\n'
 
 
 def documented(page: str, first: str) -> str:
@@ -305,7 +305,7 @@ def test_what_was_written_in_the_same_boot_before_the_service_is_found(host: Hos
 
 
 def test_a_boot_waits_for_a_disk_that_comes_late(host: Host) -> None:
-    """Later than systemd waits for a device by itself, the start of the service included."""
+    """Later than the service would have opened it, and sooner than systemd gives it up."""
     host.put(SLOW_DISK.encode(), "/etc/udev/rules.d/40-slow.rules")
     with host.on() as (machine, service):
         mounted_from_fstab(machine)
