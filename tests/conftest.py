@@ -12,7 +12,7 @@ from xdist.scheduler import LoadScopeScheduling  # type: ignore[import-untyped]
 
 SPLITTERS_IN_THE_GUEST = ("test_array", "test_attach", "test_path_flip")
 """Files of `tests/vm` about splitters."""
-OWN_GUEST = ("test_ublk",)
+OWN_GUEST = ("test_boot", "test_ublk")
 """Files of `tests/vm` that share no guest with others."""
 
 

@@ -3,7 +3,7 @@
 Built once by mmdebstrap and kept in the cache (`PLAYHEAD_CACHE`, by default `.work/cache` of the repository) under a
 name that is a hash of the recipe, so a changed recipe is a new image and an old one is never half updated. Debian's
 cloud kernel has NVMe and ext4 built in: it mounts the image without an initramfs, and its modules (iscsi_tcp, nbd, ublk, xfs)
-lie in the image. There is no systemd: `guest/init` is process 1, and udev runs only in tests that start it.
+lie in the image. `guest/init` is process 1, and udev runs only in tests that start it; systemd is there for the tests that boot with it.
 
 `python3 tests/vm/image.py` builds the image if need be and prints where it is; `--packages` prints the Debian packages
 that building and running it takes, one per line.
@@ -28,6 +28,7 @@ from pathlib import Path
 HERE = Path(__file__).resolve().parent
 REPOSITORY = HERE.parent.parent
 INIT = HERE / "guest" / "init"
+AGENT = HERE / "guest" / "agent.service"
 ADD_KERNEL = HERE / "guest" / "add-kernel"
 HOST_PACKAGES = HERE / "packages.txt"
 
@@ -57,6 +58,7 @@ GUEST_PACKAGES = (
     "procps",
     "sg3-utils",
     "sqlite3",
+    "systemd",
     "udev",
     "util-linux",
     "xfsprogs",
@@ -96,8 +98,8 @@ def recipe_key() -> str:
     digest = hashlib.sha256()
     for part in (SUITE, str(IMAGE_BYTES), ROOT, INITIATOR_IQN, *GUEST_PACKAGES, *LEFT_OUT):
         digest.update(part.encode() + b"\0")
-    for script in (INIT, ADD_KERNEL):
-        digest.update(script.read_bytes())
+    for part_of_it in (INIT, AGENT, ADD_KERNEL):
+        digest.update(part_of_it.read_bytes())
     return digest.hexdigest()[:16]
 
 
@@ -154,6 +156,11 @@ def _build(scratch: Path) -> Path:
     init = tree / "usr/local/sbin/bench-init"
     shutil.copy(INIT, init)
     init.chmod(0o755)
+    units = tree / "etc/systemd/system"
+    shutil.copy(AGENT, units)
+    wanted = units / "sysinit.target.wants"
+    wanted.mkdir(exist_ok=True)
+    (wanted / AGENT.name).symlink_to(f"../{AGENT.name}")
     initiator = tree / "etc/iscsi/initiatorname.iscsi"
     initiator.write_text(f"InitiatorName={INITIATOR_IQN}\n")
     kernels = sorted((tree / "boot").glob("vmlinuz-*"))

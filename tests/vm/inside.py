@@ -33,9 +33,11 @@ AS_USER = (
     f"setpriv --reuid {USER} --regid {USER} --groups disk --no-new-privs --bounding-set -all,+sys_admin,+sys_resource"
     " --inh-caps -all,+sys_admin,+sys_resource --ambient-caps -all,+sys_admin,+sys_resource"
 )
-ENVIRONMENT = f"PYTHONHOME={MOUNTED} PYTHONPATH={MOUNTED}/site PLAYHEAD_SPACE_LOW_BYTES=1M"
-PYTHON = f"$(echo {MOUNTED}/libraries/ld-linux*) --library-path {MOUNTED}/libraries {MOUNTED}/bin/python"
 WARM = Path(__file__).parent / "guest" / "warm.py"
+
+ENVIRONMENT = f"PYTHONHOME={MOUNTED} PYTHONPATH={MOUNTED}/site"
+PYTHON = f"$(echo {MOUNTED}/libraries/ld-linux*) --library-path {MOUNTED}/libraries {MOUNTED}/bin/python"
+"""The interpreter of the disk, for a shell, in `ENVIRONMENT`."""
 
 # What the service never loads of the standard library.
 LEFT_OUT = (
@@ -111,32 +113,25 @@ def _copy(source: Path, target: Path) -> None:
         shutil.copy2(source, target)
 
 
-class Inside:
-    """A service in `machine`, whose disk `device` is the image of `carried`. The machine must forward `port` to `API_PORT`."""
+class Service:
+    """A service in `machine`, asked from the host. The machine must forward `port` to `API_PORT`; `store` is where it keeps its token."""
 
-    def __init__(self, machine: Machine, device: str, port: int, folder: Path) -> None:
+    def __init__(self, machine: Machine, port: int, folder: Path, store: str = STORE) -> None:
         self._machine = machine
         self._port = port
+        self._store = store
         self._token = folder / "token"
         self._token.touch(mode=0o600)
         self.rest = Cli(f"127.0.0.1:{port}", str(self._token))
-        machine.push(WARM.read_bytes(), "/run/warm.py")
-        machine.check(
-            f"mkdir -p {MOUNTED} {STORE}; mount -o ro {device} {MOUNTED}; mkfifo /run/start\n"
-            f"chown {USER}: {STORE} /run/start; touch {LOG}; chown {USER}: {LOG}; touch /run/playhead.pid; chown {USER}: /run/playhead.pid\n"
-            f"{ENVIRONMENT} setsid {AS_USER} {PYTHON} -B /run/warm.py <>/run/start >>{LOG} 2>&1 &"
-        )
 
-    def start(self) -> None:
-        """Starts the service and waits until it answers. It is asked from the host, for each process in the guest would hold it up."""
-        options = f"--store {STORE} --iscsi off --nbd 127.0.0.1:10809 --api 0.0.0.0:{API_PORT} --log-format json"
-        self._machine.check(f"echo serve {options} >/run/start")
+    def wait(self) -> None:
+        """Waits until it answers. It is asked from the host, for each process in the guest would hold it up."""
         deadline = time.monotonic() + START_LIMIT_S
         while not self._answers():
             if time.monotonic() > deadline:
                 raise MachineError(f"the service in the guest did not start:\n{self.log()}")
             time.sleep(0.2)
-        self._token.write_bytes(self._machine.pull(f"{STORE}/token"))
+        self._token.write_bytes(self._machine.pull(f"{self._store}/token"))
 
     def _answers(self) -> bool:
         connection = http.client.HTTPConnection("127.0.0.1", self._port, timeout=20)
@@ -153,12 +148,32 @@ class Inside:
         self._machine.push(script.encode(), "/run/script.py")
         self._machine.check(f"{ENVIRONMENT} {PYTHON} -B /run/script.py")
 
+    def log(self) -> str:
+        """All that it has said."""
+        return self._machine.pull(LOG).decode(errors="replace")
+
+
+class Inside(Service):
+    """A service with the rights of the unit, started and ended by the test, whose machine's disk `device` is the image of `carried`."""
+
+    def __init__(self, machine: Machine, device: str, port: int, folder: Path) -> None:
+        super().__init__(machine, port, folder)
+        environment = f"{ENVIRONMENT} PLAYHEAD_SPACE_LOW_BYTES=1M"
+        machine.push(WARM.read_bytes(), "/run/warm.py")
+        machine.check(
+            f"mkdir -p {MOUNTED} {STORE}; mount -o ro {device} {MOUNTED}; mkfifo /run/start\n"
+            f"chown {USER}: {STORE} /run/start; touch {LOG}; chown {USER}: {LOG}; touch /run/playhead.pid; chown {USER}: /run/playhead.pid\n"
+            f"{environment} setsid {AS_USER} {PYTHON} -B /run/warm.py <>/run/start >>{LOG} 2>&1 &"
+        )
+
+    def start(self) -> None:
+        """Starts the service and waits until it answers."""
+        options = f"--store {STORE} --iscsi off --nbd 127.0.0.1:10809 --api 0.0.0.0:{API_PORT} --log-format json"
+        self._machine.check(f"echo serve {options} >/run/start")
+        self.wait()
+
     def end(self, signal: str) -> None:
         """Sends it a signal; returns when it is gone."""
         self._machine.check(
             f"pid=$(cat /run/playhead.pid); kill -{signal} $pid; while kill -0 $pid 2>/dev/null; do sleep 0.1; done"
         )
-
-    def log(self) -> str:
-        """All that it has said."""
-        return self._machine.pull(LOG).decode(errors="replace")

@@ -79,14 +79,21 @@ class Machine:
         *,
         disks: Sequence[Path] = (),
         forwarded: Mapping[int, int] | None = None,
+        system: Path | None = None,
+        kernel_options: str = "",
     ) -> None:
         """`disks` are raw files of the host that stay when the machine ends: the guest has them as /dev/disk1 and so on, discards included,
         and what it has written the host reads in the file at once. `forwarded` are ports of the host's 127.0.0.1, each with the guest's.
+
+        `system` is a copy of the image's root that is booted instead, by systemd, and that stays too. `kernel_options` are added to the
+        kernel's command line.
         """
         self._image = image if image is not None else ensure_image()
         self._memory_mib = memory_mib
         self._disks = tuple(disks)
         self._forwarded = dict(forwarded or {})
+        self._system = system
+        self._kernel_options = kernel_options
         self._folder: Path | None = None
         self._qemu: subprocess.Popen[bytes] | None = None
         self._agent: socket.socket | None = None
@@ -157,8 +164,16 @@ class Machine:
         """Forgets the kernel's messages so far."""
         self.check("dmesg --clear")
 
+    def wait_for_end(self, timeout_s: float) -> None:
+        """Returns when the machine has switched itself off, or was about to boot again. Raises MachineError if it does not by then."""
+        assert self._qemu is not None
+        try:
+            self._qemu.wait(timeout_s)
+        except subprocess.TimeoutExpired:
+            raise self._broken(f"the machine did not switch itself off within {timeout_s:g} s") from None
+
     def close(self) -> None:
-        """Ends QEMU and removes what the machine kept on the host. The guest's overlay is gone with it."""
+        """Ends QEMU, as a power cut would, and removes what the machine kept on the host. The guest's overlay is gone with it."""
         if self._agent is not None:
             self._agent.close()
             self._agent = None
@@ -199,11 +214,14 @@ class Machine:
         self._answer(0, deadline)
 
     def _command(self, folder: Path) -> list[str]:
+        init = "/usr/local/sbin/bench-init" if self._system is None else "/lib/systemd/systemd"
         # quiet: the console is emulated byte by byte and slow. Warnings still go there, for the day of no answer.
-        kernel = f"root={ROOT} rw init=/usr/local/sbin/bench-init console=ttyS0 quiet loglevel=5"
+        kernel = f"root={ROOT} rw init={init} console=ttyS0 quiet loglevel=5"
         # On a busy host the emulation pauses for seconds; the guest's watchdogs would take that for its own fault.
         kernel += " panic=1 mitigations=off nowatchdog tsc=reliable rcupdate.rcu_cpu_stall_suppress=1"
-        drive = f"if=none,id=root,format=raw,snapshot=on,file={self._image.root}"
+        kernel += f" {self._kernel_options}"
+        root = f"snapshot=on,file={self._image.root}" if self._system is None else f"file={self._system}"
+        drive = f"if=none,id=root,format=raw,{root}"
         agent = f"socket,id=agent,path={folder / 'agent'},server=on,wait=off"
         disks: list[str] = []
         for number, file in enumerate(self._disks, 1):

@@ -24,7 +24,7 @@ from playhead.errors import PlayheadError
 from .appliance import free_port
 from .conftest import EXPECTED_OF_THE_KERNEL
 from .initiator import Files, check_file_system, contents, make_file_system, mount_options, mounted
-from .inside import API_PORT, Inside, carried
+from .inside import API_PORT, Inside, Service, carried
 from .machine import Machine
 from .playhead import is_calm
 
@@ -85,7 +85,7 @@ def service(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Machine,
         yield machine, inside
 
 
-def volume(inside: Inside) -> dict[str, Any]:
+def volume(inside: Service) -> dict[str, Any]:
     found: dict[str, Any] = inside.rest.get("groups", "db", "volumes", "data")
     return found
 
@@ -96,7 +96,7 @@ def complaints_of(machine: Machine) -> list[str]:
     return [line for line in lines if not any(expected in line for expected in EXPECTED_OF_THE_KERNEL)]
 
 
-def synchronised(inside: Inside) -> None:
+def synchronised(inside: Service) -> None:
     deadline = time.monotonic() + STEP_LIMIT_S
     while (splitter := volume(inside)["splitter"])["state"] != "synchronised":
         assert time.monotonic() < deadline, splitter
@@ -104,7 +104,7 @@ def synchronised(inside: Inside) -> None:
 
 
 @contextmanager
-def image(machine: Machine, inside: Inside, name: str, at: str, *, writable: bool) -> Iterator[str]:
+def image(machine: Machine, inside: Service, name: str, at: str, *, writable: bool) -> Iterator[str]:
     """A block device of the guest with the volume as of a point."""
     inside.rest.post("groups", "db", "images", body={"name": name, "at": at, "writable": writable})
     with nbd(machine, f"db/{name}/data"):
