@@ -329,17 +329,17 @@ impl Shared {
             let mut inside = self.inside.lock();
             let ranges =
                 inside.takes.wanted(taken.number).map_or_else(Vec::new, |wanted| wanted.changes.clone());
-            inside.marks.doubt(&ranges);
+            inside.marks.doubt(taken.number, &ranges);
             ranges
         };
         self.over(taken.number, true);
-        InDoubt { shared: Arc::clone(self), ranges }
+        InDoubt { shared: Arc::clone(self), number: taken.number, ranges }
     }
 
     /// A change that was let pass is over: what it touched is compared.
-    pub(super) fn end_doubt(&self, ranges: &[Range<u64>]) {
+    pub(super) fn end_doubt(&self, number: u64, ranges: &[Range<u64>]) {
         let mut inside = self.inside.lock();
-        inside.marks.end_doubt(ranges);
+        inside.marks.end_doubt(number, ranges);
         inside.note_lag();
         inside.woken = true;
         self.tending.notify_all();

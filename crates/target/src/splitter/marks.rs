@@ -46,8 +46,8 @@ pub(super) struct Marks {
     unsynced: HashSet<u32>,
     /// A sync that covers them is under way.
     syncing: HashSet<u32>,
-    /// Those that production may change yet, and by how many changes nobody waits for: they differ until that is over.
-    doubted: HashMap<u32, u32>,
+    /// Those that production may change yet, with the numbers of the changes, which nobody waits for: they differ until all of them are over.
+    doubted: HashMap<u32, HashSet<u64>>,
 }
 
 impl Marks {
@@ -126,23 +126,23 @@ impl Marks {
         }
     }
 
-    /// As [`Marks::differ`], and they are not compared before [`Marks::end_doubt`].
-    pub(super) fn doubt(&mut self, ranges: &[Range<u64>]) {
+    /// As [`Marks::differ`], and they are not compared before [`Marks::end_doubt`] of this change.
+    pub(super) fn doubt(&mut self, change: u64, ranges: &[Range<u64>]) {
         for region in self.regions(ranges) {
             self.differs.insert(region);
-            *self.doubted.entry(region).or_default() += 1;
+            self.doubted.entry(region).or_default().insert(change);
         }
     }
 
-    /// A change that was in doubt is over.
-    pub(super) fn end_doubt(&mut self, ranges: &[Range<u64>]) {
+    /// A change that was in doubt is over. It may not be any more, by [`Marks::end_all_doubts`]; others are, all the same.
+    pub(super) fn end_doubt(&mut self, change: u64, ranges: &[Range<u64>]) {
         for region in self.regions(ranges) {
             self.differs.insert(region);
-            let left = self.doubted.get(&region).map_or(0, |count| count.saturating_sub(1));
-            if left == 0 {
-                self.doubted.remove(&region);
-            } else {
-                self.doubted.insert(region, left);
+            if let Some(changes) = self.doubted.get_mut(&region) {
+                changes.remove(&change);
+                if changes.is_empty() {
+                    self.doubted.remove(&region);
+                }
             }
         }
     }
@@ -259,5 +259,32 @@ impl Marks {
             }
         }
         self.map.clear(&gone)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::splitter::change_map::MapOf;
+    use playhead_journal::files::DiskFiles;
+
+    #[test]
+    fn a_region_is_compared_when_every_change_in_doubt_there_is_over() {
+        let folder = tempfile::tempdir().unwrap();
+        let of = MapOf { volume: [7; 16], block_count: 2 * 2048 };
+        let mut map = ChangeMap::open(&DiskFiles, &folder.path().join("map"), of).unwrap();
+        map.clear(&[0, 1]).unwrap();
+        let mut marks = Marks::new(map);
+        let here = [0..4, 4..8];
+        marks.doubt(1, &here);
+        assert_eq!(marks.next_to_compare(0), None);
+        // An administrator knows, and then another comes, which is not over with the first.
+        marks.end_all_doubts();
+        assert_eq!(marks.next_to_compare(0), Some(0));
+        marks.doubt(2, &here);
+        marks.end_doubt(1, &here);
+        assert_eq!(marks.next_to_compare(0), None);
+        marks.end_doubt(2, &here);
+        assert_eq!(marks.next_to_compare(0), Some(0));
     }
 }

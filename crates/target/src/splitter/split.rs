@@ -290,6 +290,7 @@ pub struct Split {
 #[must_use]
 pub struct InDoubt {
     pub(super) shared: Arc<Shared>,
+    pub(super) number: u64,
     pub(super) ranges: Vec<Range<u64>>,
 }
 
@@ -629,7 +630,7 @@ impl Drop for Split {
 
 impl Drop for InDoubt {
     fn drop(&mut self) {
-        self.shared.end_doubt(&self.ranges);
+        self.shared.end_doubt(self.number, &self.ranges);
     }
 }
 
