@@ -233,7 +233,7 @@ def test_a_device_changes_hands_while_it_is_written(service: tuple[Machine, Insi
     machine.check("chmod +x /run/hand_over")
     machine.clear_kernel_log()
     times = 50 if soak else 1
-    for way, count in (("leave", 40 * times), ("kill", 10 * times)):
+    for way, count in (("leave", 40 * times), ("hasty", 10 * times), ("kill", 10 * times)):
         print(machine.check(f"/run/hand_over {way} {count}", HAND_OVER_LIMIT_S * times))
     complaints = complaints_of(machine)
     assert not complaints, "\n".join(complaints)

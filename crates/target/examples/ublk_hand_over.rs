@@ -1,8 +1,8 @@
 //! A block device that is handed from server to server while it is written to without a pause.
 //!
-//! `ublk_hand_over leave|kill COUNT`: with `leave`, servers of this process let go of the device and take it up again; with `kill`, each
-//! is a process that is killed. Prints how many blocks were written in the meantime. Ends with an error if one of them failed, was not
-//! what had been written (`leave` only: the disk is in memory and dies with its process), or if the device hung.
+//! `ublk_hand_over leave|hasty|kill COUNT`: with `leave`, servers of this process let go of the device and take it up again; with `hasty`,
+//! without waiting for what is under way; with `kill`, each is a process that is killed. Prints how many blocks were written in the meantime. Ends with an error if one of them failed, was not
+//! what had been written (not with `kill`: the disk is in memory and dies with its process), or if the device hung.
 //!
 //! For Linux 6.12 and later, as root; it makes `/dev/ublkb63`.
 
@@ -20,7 +20,7 @@ use std::time::{Duration, Instant};
 
 use nbd_memory::MemoryLun;
 use playhead_target::lun::LunRef;
-use playhead_target::ublk::Server;
+use playhead_target::ublk::{Server, UblkError};
 use rustix::fs::OFlags;
 
 const NUMBER: u32 = 63;
@@ -39,11 +39,15 @@ fn main() -> Outcome<()> {
     let count: u32 = arguments.next().map_or(Ok(100), |count| count.parse())?;
     let lun: LunRef = Arc::new(MemoryLun::new(NAME, MIB, false));
     match mode.as_str() {
-        "leave" => {
+        "leave" | "hasty" => {
+            let patience = if mode == "hasty" { Duration::ZERO } else { PATIENCE };
             let server = Server::default();
             server.serve(NAME, NUMBER, Arc::clone(&lun))?;
             hand_over(count, true, || {
-                server.let_go(NAME, PATIENCE)?;
+                match server.let_go(NAME, patience) {
+                    Err(UblkError::StillBusy { .. }) if patience.is_zero() => {}
+                    other => other?,
+                }
                 Ok(server.serve(NAME, NUMBER, Arc::clone(&lun))?)
             })?;
         }
@@ -64,7 +68,7 @@ fn main() -> Outcome<()> {
             println!("serving");
             std::thread::park();
         }
-        _ => return Err("usage: ublk_hand_over leave|kill [COUNT]".into()),
+        _ => return Err("usage: ublk_hand_over leave|hasty|kill [COUNT]".into()),
     }
     Server::default().remove(NAME, NUMBER, &lun.identity().uuid)?;
     Ok(())

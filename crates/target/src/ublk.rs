@@ -18,6 +18,7 @@ mod uapi;
 
 use std::collections::BTreeMap;
 use std::io;
+use std::mem::ManuallyDrop;
 use std::os::fd::OwnedFd;
 use std::sync::atomic::Ordering;
 use std::sync::mpsc::{sync_channel, Receiver, RecvTimeoutError};
@@ -154,12 +155,15 @@ impl Served {
 
 impl Drop for Served {
     fn drop(&mut self) {
-        match self.thread.take() {
-            // It has come to its end, but may not have left the kernel.
-            Some(thread) if thread.is_finished() => drop(thread.join()),
-            // It stays, with what it needs.
-            Some(_) => std::mem::forget(self.hold.take()),
-            None => {}
+        let Some(thread) = self.thread.take() else { return };
+        // If nobody can wait for the thread, what it needs stays for good.
+        let hold = ManuallyDrop::new(self.hold.take());
+        let wait = move || {
+            let _ = thread.join();
+            drop(ManuallyDrop::into_inner(hold));
+        };
+        if let Err(error) = Builder::new().name("ublk-end".into()).stack_size(STACK_BYTES).spawn(wait) {
+            log::error!("{} is not served again before a restart: {error}", block_path(self.number));
         }
     }
 }
